@@ -1,0 +1,295 @@
+"""What the stages say to each other: the records that cross processes and the four verbs of the lane.
+
+Only plain frozen dataclasses, strings, numbers and float32 arrays travel; no framework type ever does.
+Durations are float seconds, measured with a monotonic clock where the work happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deployments.errors import StageError
+
+Value = TypeVar("Value")
+Request = TypeVar("Request")
+Vector = NDArray[np.float32]
+
+Stage = Literal["parse", "rewrite", "embed", "search", "rerank", "context", "generate"]
+STAGES: tuple[Stage, ...] = ("parse", "rewrite", "embed", "search", "rerank", "context", "generate")
+
+SearchMode = Literal["vector", "text", "hybrid"]
+Priority = Literal["interactive", "bulk"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageTiming:
+    """Where a stage's time went, seen from inside the stage.
+
+    `batch_wait_s` runs from the item's arrival in the replica until its (first) batch starts and between its batches;
+    `compute_s` is the time of the batches it took part in; `batch_size` the rows of the largest of them.
+    """
+
+    batch_wait_s: float = 0.0
+    compute_s: float = 0.0
+    batch_size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Timed(Generic[Value]):
+    """A value and the time it took, made together so that they can't be told apart later."""
+
+    value: Value
+    timing: StageTiming
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Request]):
+    """One item of a coalesced hop: a request and the seconds that its deadline leaves it."""
+
+    request: Request
+    budget_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[Value]):
+    """What became of one item of a coalesced hop: exactly one of `result` and `error` is set."""
+
+    result: Timed[Value] | None = None
+    error: StageError | None = None
+
+    def unwrap(self) -> Timed[Value]:
+        """Return the result or raise the item's own error."""
+        if self.error is not None:
+            raise self.error
+        assert self.result is not None, "an Outcome holds a result or an error"
+        return self.result
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """Texts to embed together. `truncate=False` refuses texts longer than the model takes instead of cutting them."""
+
+    texts: tuple[str, ...]
+    role: Literal["query", "passage"] = "query"
+    priority: Priority = "interactive"
+    truncate: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """`vectors` is (len(texts), dim) float32 with L2-normalised rows in the order of the texts; `num_tokens` their
+    tokens together, special tokens included, padding not."""
+
+    vectors: Vector
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """`vector` is (dim,) float32, L2-normalised. `filter` maps a field (`document_id`, `source`, `title` or a metadata
+    key) to a value, a list of values, or an object with some of `gt`, `gte`, `lt`, `lte`, `ne`."""
+
+    collection: str
+    vector: Vector
+    k: int
+    mode: SearchMode = "vector"
+    text: str = ""
+    filter: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A retrieved chunk. `score` is cosine similarity after `search` and the blended score after `rerank`.
+
+    `start` and `end` are character offsets in the document; `num_tokens` counts `text` with the embedder's tokenizer.
+    """
+
+    id: str
+    document_id: str
+    text: str
+    score: float
+    title: str = ""
+    source: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    start: int = 0
+    end: int = 0
+    num_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One text to be scored against a query; `id` names a stored passage, or is empty for an ad-hoc text."""
+
+    text: str
+    id: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """Candidates to score against one query. `query_vector` spares an embedding where the caller has it already."""
+
+    query: str
+    candidates: tuple[Candidate, ...]
+    collection: str = ""
+    query_vector: Vector | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A passage as the generator gets it, with the number under which the answer may cite it (from 1)."""
+
+    number: int
+    passage: Passage
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """Sampling options; None leaves the choice to the generator's own default."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """Everything either kind of generator needs: an LLM reads `messages`, the extractive answerer the rest.
+
+    `messages` are OpenAI-style role and content pairs; `budget_s` is what the deadline leaves.
+    """
+
+    question: str
+    sources: tuple[Source, ...]
+    messages: tuple[Mapping[str, str], ...]
+    options: GenerationOptions = GenerationOptions()
+    collection: str = ""
+    question_vector: Vector | None = None
+    request_id: str = ""
+    budget_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens read and written by the generator, counted by its own tokenizer."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The next piece of the answer's text, in order."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """The last event of every generation that did not fail."""
+
+    finish_reason: Literal["stop", "length"]
+    usage: Usage
+    timing: StageTiming
+    generator: str
+
+
+GenerationEvent = Delta | Generated
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text to be indexed. The same `id` again replaces the document; metadata values are scalars."""
+
+    id: str
+    text: str
+    title: str = ""
+    source: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """A document as the store holds it."""
+
+    document: Document
+    num_chunks: int
+    indexed_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedDocument:
+    """A document that was not indexed, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class IndexReport:
+    """What one indexing call did. Every document it was given is either indexed or rejected."""
+
+    indexed: tuple[str, ...]
+    replaced: int
+    num_chunks: int
+    num_sentences: int
+    num_tokens: int
+    rejected: tuple[RejectedDocument, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionInfo:
+    """A collection and what it holds."""
+
+    name: str
+    num_documents: int
+    num_chunks: int
+    embedding_model: str
+    dim: int
+
+
+class Embeds(Protocol):
+    """Turns texts into vectors."""
+
+    async def embed(self, request: EmbedRequest, budget_s: float) -> Timed[Embeddings]: ...
+
+
+class Searches(Protocol):
+    """Finds the passages nearest to a query: at most k, by descending score, ties by id."""
+
+    async def search(self, request: SearchRequest, budget_s: float) -> Timed[list[Passage]]: ...
+
+
+class Reranks(Protocol):
+    """Scores candidates against a query: (len(candidates),) float32 in the candidates' order, higher is better."""
+
+    async def rerank(self, request: RerankRequest, budget_s: float) -> Timed[Vector]: ...
+
+
+class Generates(Protocol):
+    """Writes an answer: any number of `Delta`, then exactly one `Generated`; closing the iterator stops the work."""
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[GenerationEvent]: ...
+
+
+class Indexes(Protocol):
+    """Owns what is stored: the only writer of every collection."""
+
+    async def index(self, collection: str, documents: Sequence[Document], budget_s: float) -> IndexReport: ...
+
+    async def get_document(self, collection: str, document_id: str) -> StoredDocument: ...
+
+    async def delete_document(self, collection: str, document_id: str) -> int: ...
+
+    async def create_collection(self, name: str) -> CollectionInfo: ...
+
+    async def list_collections(self) -> list[CollectionInfo]: ...
+
+    async def delete_collection(self, name: str) -> None: ...
