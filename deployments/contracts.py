@@ -90,6 +90,15 @@ class Embeddings:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingModel:
+    """What callers need to know of the model that the embedder runs."""
+
+    name: str
+    dim: int
+    max_length_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class SearchRequest:
     """`vector` is (dim,) float32, L2-normalised. `filter` maps a field (`document_id`, `source`, `title` or a metadata
     key) to a value, a list of values, or an object with some of `gt`, `gte`, `lt`, `lte`, `ne`."""
@@ -169,7 +178,7 @@ class GenerateRequest:
     question: str
     sources: tuple[Source, ...]
     messages: tuple[Mapping[str, str], ...]
-    options: GenerationOptions = GenerationOptions()
+    options: GenerationOptions = field(default_factory=GenerationOptions)
     collection: str = ""
     question_vector: Vector | None = None
     request_id: str = ""

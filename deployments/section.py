@@ -28,8 +28,8 @@ class Section(BaseModel):
         return data
 
 
-def load_engine(path: str, config: Section) -> Any:
-    """Build the engine named `module:Class` by calling the class with its stage's config section.
+def load_engine(path: str, *arguments: Any) -> Any:
+    """Build the engine named `module:Class` by calling the class with its stage's config and resources.
 
     Raises ConfigError where the path does not name an importable class; errors of the constructor pass through.
     """
@@ -46,4 +46,4 @@ def load_engine(path: str, config: Section) -> Any:
         engine_class = getattr(module, class_name)
     except AttributeError:
         raise ConfigError(f"engine {path!r}: module {module_name!r} has no {class_name!r}") from None
-    return engine_class(config)
+    return engine_class(*arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import Field
@@ -69,7 +69,7 @@ class Question:
     """A query to be answered, and how. `request_id` names the request in logs and in the generator."""
 
     query: Query
-    options: GenerationOptions = GenerationOptions()
+    options: GenerationOptions = field(default_factory=GenerationOptions)
     request_id: str = ""
 
 
@@ -180,7 +180,8 @@ class Lane:
         started = time.perf_counter()
         embedded = await self._stages.embedder.embed(EmbedRequest((text,)), deadline.remaining_s())
         trace.add("embed", time.perf_counter() - started, embedded.timing)
-        return embedded.value.vectors[0]
+        vector: Vector = embedded.value.vectors[0]
+        return vector
 
     async def _search(self, query: Query, vector: Vector, trace: Trace, deadline: Deadline) -> list[Passage]:
         k = max(query.k, self.config.rerank_candidates) if query.rerank else query.k

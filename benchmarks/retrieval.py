@@ -1,0 +1,209 @@
+"""`python -m benchmarks.retrieval --beir DIR --collection NAME`: the quality of search on a BEIR test set."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from benchmarks import environment, report, results
+from benchmarks.experiment import ExperimentError, read_queries
+from benchmarks.run import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, refuse_remote
+
+CONCURRENCY = 8
+TIMEOUT_S = 120.0
+MAX_ATTEMPTS = 10
+DEEPEST_CUTOFF = 100
+
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How every query is searched; `k` counts chunks, of which a document may have several."""
+
+    collection: str
+    mode: str
+    rerank: bool
+    k: int
+
+    def body(self, query: str) -> dict[str, Any]:
+        return {"query": query, **asdict(self)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parse(arguments)
+    console = Console(stderr=True)
+    try:
+        refuse_remote(options.url, options.allow_remote)
+        result = {
+            "schema_version": results.SCHEMA_VERSION,
+            "command": shlex.join(["python", "-m", "benchmarks.retrieval", *arguments]),
+            "url": options.url,
+            **environment.describe(),
+            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            **asyncio.run(_evaluate(options, console)),
+        }
+    except ExperimentError as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    kind = f"{options.mode}-rerank" if options.rerank else options.mode
+    out = options.out or results.default_path(f"retrieval-{options.collection}-{kind}")
+    results.write(out, result)
+    console.print(f"result: {out}", markup=False, highlight=False)
+    return EXIT_OK
+
+
+def read_qrels(path: Path) -> dict[str, dict[str, int]]:
+    """Read relevance by query and document from a tab-separated file with a header line. Raises ExperimentError."""
+    qrels: dict[str, dict[str, int]] = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            rows = csv.reader(lines, delimiter="\t")
+            next(rows, None)
+            for query_id, document_id, relevance in rows:
+                qrels.setdefault(query_id, {})[document_id] = int(relevance)
+    except OSError as error:
+        raise ExperimentError(f"can't read the judgements {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ExperimentError(f"{path}: a line is not query-id, corpus-id and score, tab-separated") from error
+    if not qrels:
+        raise ExperimentError(f"{path} holds no judgements")
+    return qrels
+
+
+def documents_by_max_score(results: Iterable[Mapping[str, Any]]) -> Scores:
+    """Give each document the score of its best chunk."""
+    documents: Scores = {}
+    for result in results:
+        document_id, score = str(result["document_id"]), float(result["score"])
+        documents[document_id] = max(score, documents.get(document_id, score))
+    return documents
+
+
+def measure_quality(
+    qrels: Mapping[str, Mapping[str, int]], run: Mapping[str, Scores]
+) -> tuple[Scores, dict[str, Scores]]:
+    """Return the measures over all judged queries and those of each query; a query without results scores 0."""
+    import ir_measures
+    from ir_measures import RR, R, nDCG
+
+    names = {nDCG @ 10: "nDCG@10", R @ 10: "Recall@10", R @ 100: "Recall@100", RR @ 10: "MRR@10"}
+    per_query: dict[str, Scores] = {query_id: dict.fromkeys(names.values(), 0.0) for query_id in qrels}
+    for metric in ir_measures.iter_calc(list(names), qrels, run):
+        per_query[metric.query_id][names[metric.measure]] = float(metric.value)
+    means = {name: sum(scores[name] for scores in per_query.values()) / len(per_query) for name in names.values()}
+    return means, per_query
+
+
+async def search_all(
+    http: httpx.AsyncClient, queries: Mapping[str, str], search: Search, console: Console
+) -> dict[str, Scores]:
+    """Search every query, a few at a time, and return its documents' scores. Raises ExperimentError at a failure."""
+    waiting = iter(queries.items())
+    run: dict[str, Scores] = {}
+    with report.progress_bar(console) as progress:
+        bar = progress.add_task("searching", total=len(queries), note="")
+
+        async def work() -> None:
+            for query_id, query in waiting:
+                run[query_id] = documents_by_max_score(await _search(http, search.body(query)))
+                progress.update(bar, advance=1)
+
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(CONCURRENCY):
+                    workers.create_task(work())
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+    return run
+
+
+async def _search(http: httpx.AsyncClient, body: dict[str, Any]) -> list[dict[str, Any]]:
+    for _ in range(MAX_ATTEMPTS):
+        try:
+            response = await http.post("/v1/search", json=body)
+        except httpx.HTTPError as error:
+            raise ExperimentError(f"the search failed ({error!r}); is the server up?") from error
+        if response.status_code != 429:
+            break
+        await asyncio.sleep(float(response.headers.get("Retry-After", "1")))
+    if response.status_code != 200:
+        raise ExperimentError(f"the search was answered {response.status_code}: {response.text[:300]}")
+    try:
+        found: list[dict[str, Any]] = response.json()["results"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExperimentError(f"the answer has no results: {response.text[:300]}") from error
+    return found
+
+
+async def _evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Search, measure, print, and return the result file's own part."""
+    qrels = read_qrels(options.beir / "qrels" / f"{options.split}.tsv")
+    texts = read_queries(options.beir / "queries.jsonl")
+    if unknown := sorted(qrels.keys() - texts.keys()):
+        raise ExperimentError(f"{len(unknown)} judged queries are not in queries.jsonl, the first is {unknown[0]!r}")
+    search = Search(options.collection, options.mode, options.rerank, options.k)
+    started_s = time.perf_counter()
+    async with httpx.AsyncClient(base_url=options.url, timeout=TIMEOUT_S, trust_env=False) as http:
+        run = await search_all(http, {query_id: texts[query_id] for query_id in qrels}, search, console)
+    wall_s = time.perf_counter() - started_s
+    means, per_query = measure_quality(qrels, run)
+    num_documents = {query_id: len(documents) for query_id, documents in run.items()}
+    report.print_measures(console, f"{search.collection}, {options.split}: {len(qrels)} queries, {wall_s:.1f} s", means)
+    num_short = _warn_if_short(console, num_documents, search.k)
+    return {
+        "search": asdict(search),
+        "split": options.split,
+        "num_queries": len(qrels),
+        "wall_s": wall_s,
+        "measures": means,
+        "num_queries_short_of_documents": num_short,
+        "per_query": {query_id: {"documents": num_documents[query_id], **per_query[query_id]} for query_id in qrels},
+    }
+
+
+def _warn_if_short(console: Console, num_documents: Mapping[str, int], k: int) -> int:
+    """Return how many queries got fewer documents than the deepest measure looks at, and say so."""
+    short = [count for count in num_documents.values() if count < DEEPEST_CUTOFF]
+    if short:
+        console.print(
+            f"{len(short)} of {len(num_documents)} queries got fewer than {DEEPEST_CUTOFF} documents "
+            f"(the fewest: {min(short)}), which lowers Recall@{DEEPEST_CUTOFF}: ask for more chunks than --k {k}",
+            style="yellow",
+            highlight=False,
+        )
+    return len(short)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.retrieval", description=__doc__)
+    parser.add_argument("--beir", type=Path, required=True, help="folder with queries.jsonl and qrels/SPLIT.tsv")
+    parser.add_argument("--collection", required=True, help="the collection that holds the folder's corpus")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
+    parser.add_argument("--mode", choices=("vector", "text", "hybrid"), default="vector")
+    parser.add_argument("--rerank", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--split", default="test", help="which judgements (default: %(default)s)")
+    parser.add_argument("--k", type=int, default=200, help="chunks to ask for per query (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/retrieval-….json)")
+    parser.add_argument("--allow-remote", action="store_true", help="allow a server that is not on this machine")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

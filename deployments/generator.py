@@ -1,0 +1,180 @@
+"""The generate stage: its config, the deployment, and the extractive answerer that needs no model."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from deployments.context import NOT_FOUND
+from deployments.contracts import (
+    Candidate,
+    Delta,
+    Embeds,
+    Generated,
+    GenerateRequest,
+    Generates,
+    GenerationEvent,
+    Source,
+    StageTiming,
+    Usage,
+)
+from deployments.errors import DeadlineExceeded
+from deployments.evidence import Scored, SentenceEvidence
+from deployments.section import Section, load_engine
+from deployments.store import StoreConfig
+from deployments.vllm_generator import VllmConfig
+
+logger = logging.getLogger(__name__)
+
+
+class ExtractiveConfig(Section):
+    """How an answer is put together from sentences of the sources."""
+
+    max_sentences: int = Field(3, ge=1, description="Sentences of one answer.")
+    min_score: float = Field(0.35, ge=-1, le=1, description="A sentence less similar to the question answers nothing.")
+    max_drop: float = Field(
+        0.15, ge=0, description="A further sentence may score at most this much below the best one."
+    )
+    cache_bytes: int = Field(64 * 2**20, ge=0, description="Sentence vectors kept in memory by each replica, in bytes.")
+
+
+class GeneratorConfig(Section):
+    """Who writes the answers: a language model where `vllm` is set, else the engine."""
+
+    engine: str = Field(
+        "deployments.generator:ExtractiveAnswerer",
+        description="Import path module:Class of the answering engine. Not used where vllm is set.",
+    )
+    extractive: ExtractiveConfig = Field(default_factory=ExtractiveConfig, description="The extractive answerer.")
+    vllm: VllmConfig | None = Field(None, description="The language model that vLLM serves; null: no language model.")
+
+
+class GeneratorSettings(Section):
+    """What an answering engine is built from."""
+
+    generator: GeneratorConfig
+    store: StoreConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A sentence of a source, with its similarity to the question."""
+
+    text: str
+    number: int
+    score: float
+
+
+def choose_quotes(sources: Sequence[Source], scored: Sequence[Scored], config: ExtractiveConfig) -> list[Quote]:
+    """The sentences that answer the question best, best first; none when no sentence comes close enough.
+
+    `scored` holds the sentences of each source, in the order of the sources. A sentence that stands in two sources is
+    quoted from the first.
+    """
+    quotes = [
+        Quote(" ".join(source.passage.text[start:end].split()), source.number, float(score))
+        for source, sentences in zip(sources, scored, strict=True)
+        for (start, end), score in zip(sentences.spans.tolist(), sentences.scores.tolist(), strict=True)
+    ]
+    quotes = [quote for quote in quotes if _states_something(quote.text)]
+    quotes.sort(key=lambda quote: (-quote.score, quote.number))
+    chosen: list[Quote] = []
+    seen: set[str] = set()
+    for quote in quotes:
+        too_far = quote.score < config.min_score or (chosen and quote.score < chosen[0].score - config.max_drop)
+        if too_far or len(chosen) == config.max_sentences:
+            break
+        if quote.text.casefold() not in seen:
+            seen.add(quote.text.casefold())
+            chosen.append(quote)
+    return chosen
+
+
+def _states_something(sentence: str) -> bool:
+    """Headings, table rows, code and questions are often the nearest text to a question, and answer nothing."""
+    return not sentence.startswith(("#", "|", "```")) and not sentence.endswith("?") and len(sentence.split()) >= 4
+
+
+class ExtractiveAnswerer:
+    """Answers with sentences of the sources, each cited, or says that they hold no answer."""
+
+    name = "extractive"
+
+    def __init__(self, settings: GeneratorSettings, embedder: Embeds) -> None:
+        self._config = settings.generator.extractive
+        self._evidence = SentenceEvidence(settings.store, embedder, self._config.cache_bytes)
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
+        """One `Delta` per sentence. `max_tokens` counts words; usage does, too: there is no tokenizer here."""
+        started = time.perf_counter()
+        candidates = [Candidate(source.passage.text, source.passage.id) for source in request.sources]
+        scored = await self._evidence.score(
+            request.question_vector, request.question, candidates, request.collection, request.budget_s
+        )
+        quotes = choose_quotes(request.sources, scored, self._config)
+        pieces = [f"{quote.text} [{quote.number}]" for quote in quotes] or [NOT_FOUND]
+        written, cut = _within_words(pieces, request.options.max_tokens)
+        for index, piece in enumerate(written):
+            yield Delta(piece if index == 0 else f" {piece}")
+        read = sum(len(source.passage.text.split()) for source in request.sources)
+        usage = Usage(read, sum(len(piece.split()) for piece in written))
+        timing = StageTiming(compute_s=time.perf_counter() - started)
+        yield Generated("length" if cut else "stop", usage, timing, self.name)
+
+
+def _within_words(pieces: Sequence[str], max_words: int | None) -> tuple[list[str], bool]:
+    """The pieces up to `max_words` words, and whether something was cut."""
+    if max_words is None:
+        return list(pieces), False
+    kept: list[str] = []
+    left = max_words
+    for piece in pieces:
+        words = piece.split()
+        if len(words) > left:
+            if left:
+                kept.append(" ".join(words[:left]))
+            return kept, True
+        kept.append(piece)
+        left -= len(words)
+    return kept, False
+
+
+class Generator:
+    """The deployment around an answering engine; a language model has a deployment of its own (vllm_generator)."""
+
+    def __init__(self, config: GeneratorConfig, store: StoreConfig, embedder: Any) -> None:
+        from deployments.remote import RemoteEmbedder
+
+        settings = GeneratorSettings(generator=config, store=store)
+        self._engine: Generates = load_engine(config.engine, settings, RemoteEmbedder(embedder))
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
+        """The engine's events, none of them after the request's budget."""
+        expires_at = asyncio.get_running_loop().time() + request.budget_s
+        events = self._engine.generate(request)
+        while True:
+            try:
+                async with asyncio.timeout_at(expires_at):
+                    event = await anext(events, None)
+            except TimeoutError:
+                raise DeadlineExceeded("the answer was not finished in time; raise timeout_s") from None
+            if event is None:
+                return
+            yield event
+
+    async def describe(self) -> str:
+        """Answers when the stage is ready."""
+        return type(self._engine).__name__
+
+
+def generator_name(config: GeneratorConfig) -> str:
+    """The name under which users see the generator."""
+    if config.vllm is not None:
+        return config.vllm.model_id
+    return "extractive" if config.engine == GeneratorConfig().engine else config.engine

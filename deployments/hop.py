@@ -1,0 +1,195 @@
+"""A hop between two stages: what waits for the same stage travels in one call, each item still on its own.
+
+A Ray call costs about the same whatever it carries, so the caller's side (`Hop`) sends everything that waits in one
+call, with a bounded number of calls in flight; the stage's side (`serve_each`) answers each item with its own outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from pydantic import Field
+
+from deployments.contracts import Call, Outcome, Timed
+from deployments.errors import DeadlineExceeded, EngineFailed, Overloaded, StageError, StageUnavailable
+from deployments.section import Section
+
+Request = TypeVar("Request")
+Value = TypeVar("Value")
+Response_co = TypeVar("Response_co", covariant=True)
+
+logger = logging.getLogger(__name__)
+
+
+class HopConfig(Section):
+    """How calls to one stage are coalesced."""
+
+    max_calls_in_flight: int = Field(4, ge=1, description="Calls to the stage that may be under way at once.")
+    max_call_weight: int = Field(
+        1024,
+        ge=1,
+        description="Texts, passages or candidates that one call may carry, to stay under the message limit.",
+    )
+    max_waiting: int = Field(2048, ge=1, description="Requests that may wait for a call; more are refused as overload.")
+
+
+class Response(Protocol[Response_co]):
+    """An awaitable answer whose work can be stopped: what a Ray Serve handle returns."""
+
+    def __await__(self) -> Any: ...
+
+    def cancel(self) -> None: ...
+
+
+async def serve_each(
+    calls: Sequence[Call[Request]], handler: Callable[[Request, float], Awaitable[Timed[Value]]]
+) -> list[Outcome[Value]]:
+    """Serve the items of one hop side by side, each within its own budget, and return an outcome for each, in order."""
+    return list(await asyncio.gather(*(_serve_one(call, handler) for call in calls)))
+
+
+async def _serve_one(
+    call: Call[Request], handler: Callable[[Request, float], Awaitable[Timed[Value]]]
+) -> Outcome[Value]:
+    try:
+        async with asyncio.timeout(call.budget_s):
+            return Outcome(result=await handler(call.request, call.budget_s))
+    except TimeoutError:
+        return Outcome(error=DeadlineExceeded("no time was left before the work was done"))
+    except StageError as error:
+        return Outcome(error=error)
+    except Exception:
+        logger.exception("an item of a hop failed")
+        return Outcome(error=EngineFailed("the stage failed on this request; its log has the details"))
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting(Generic[Request, Value]):
+    request: Request
+    weight: int
+    expires_at: float
+    future: asyncio.Future[Timed[Value]]
+
+
+class Hop(Generic[Request, Value]):
+    """The caller's side. A request leaves at once while a call may be made; otherwise it joins the next one.
+
+    Each request keeps its own deadline, result and error. A call whose every caller has gone is cancelled. A call
+    that finds its replica dead is made once more, which is right only for stages without side effects.
+    """
+
+    def __init__(
+        self, name: str, call: Callable[[list[Call[Request]]], Response[list[Outcome[Value]]]], config: HopConfig
+    ) -> None:
+        self._name = name
+        self._call = call
+        self._config = config
+        self._waiting: deque[_Waiting[Request, Value]] = deque()
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._pump_scheduled = False
+
+    async def __call__(self, request: Request, budget_s: float, weight: int = 1) -> Timed[Value]:
+        """Send one request; `weight` is its share of a call, in texts, passages or candidates.
+
+        Raises the request's own error, Overloaded when too many wait, DeadlineExceeded after `budget_s` seconds.
+        """
+        if len(self._waiting) >= self._config.max_waiting:
+            raise Overloaded(f"{len(self._waiting)} requests wait for the {self._name} stage; try again later")
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting[Request, Value](request, weight, time.monotonic() + budget_s, loop.create_future())
+        self._waiting.append(waiting)
+        self._schedule_pump(loop)
+        try:
+            async with asyncio.timeout(budget_s):
+                return await waiting.future
+        except TimeoutError:
+            raise DeadlineExceeded(f"the {self._name} stage did not answer in time") from None
+        finally:
+            waiting.future.cancel()
+
+    def _schedule_pump(self, loop: asyncio.AbstractEventLoop) -> None:
+        # One turn of the loop later, so that requests which arrive together leave together.
+        if not self._pump_scheduled:
+            self._pump_scheduled = True
+            loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_scheduled = False
+        while self._waiting and len(self._in_flight) < self._config.max_calls_in_flight:
+            batch = self._next_call()
+            if not batch:
+                return
+            task = asyncio.create_task(self._send(batch))
+            self._in_flight.add(task)
+            task.add_done_callback(self._landed)
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.discard(task)
+        self._pump()
+
+    def _next_call(self) -> list[_Waiting[Request, Value]]:
+        batch: list[_Waiting[Request, Value]] = []
+        weight = 0
+        while self._waiting:
+            head = self._waiting[0]
+            if head.future.done():
+                self._waiting.popleft()
+                continue
+            if batch and weight + head.weight > self._config.max_call_weight:
+                break
+            weight += head.weight
+            batch.append(self._waiting.popleft())
+        return batch
+
+    async def _send(self, batch: list[_Waiting[Request, Value]]) -> None:
+        try:
+            try:
+                outcomes = await self._attempt(batch)
+            except StageUnavailable:
+                outcomes = await self._attempt(batch)
+        except StageError as error:
+            outcomes = [Outcome(error=error)] * len(batch)
+        except Exception:
+            logger.exception("a call to the %s stage failed", self._name)
+            outcomes = [Outcome(error=StageUnavailable(f"the {self._name} stage failed"))] * len(batch)
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            if waiting.future.done():
+                continue
+            if outcome.error is not None:
+                waiting.future.set_exception(outcome.error)
+            else:
+                waiting.future.set_result(outcome.unwrap())
+
+    async def _attempt(self, batch: list[_Waiting[Request, Value]]) -> list[Outcome[Value]]:
+        now = time.monotonic()
+        response = self._call([Call(waiting.request, max(0.0, waiting.expires_at - now)) for waiting in batch])
+        answer = asyncio.ensure_future(_await(response))
+        everyone_gone = asyncio.ensure_future(_all_done([waiting.future for waiting in batch]))
+        try:
+            await asyncio.wait((answer, everyone_gone), return_when=asyncio.FIRST_COMPLETED)
+            if answer.cancelled():
+                raise StageUnavailable(f"a call to the {self._name} stage was cancelled from outside")
+            if answer.done():
+                return answer.result()
+            raise DeadlineExceeded(f"nobody waits for this call to the {self._name} stage any more")
+        finally:
+            everyone_gone.cancel()
+            if not answer.done():
+                # Giving up the await stops nothing by itself: the stage keeps working until it is told to stop.
+                response.cancel()
+                answer.cancel()
+
+
+async def _await(response: Response[Value]) -> Value:
+    value: Value = await response
+    return value
+
+
+async def _all_done(futures: Sequence[asyncio.Future[Any]]) -> None:
+    await asyncio.wait(futures)

@@ -1,0 +1,1 @@
+"""From files to sentences: what happens to a text before anything is embedded."""

@@ -1,0 +1,229 @@
+"""The stages as seen from another process: Ray Serve handles that speak the verbs, and Ray's failures as our errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, RequestCancelledError
+
+from deployments.contracts import (
+    Call,
+    CollectionInfo,
+    Document,
+    Embeddings,
+    EmbedRequest,
+    GenerateRequest,
+    GenerationEvent,
+    IndexReport,
+    Passage,
+    RerankRequest,
+    SearchRequest,
+    StoredDocument,
+    Timed,
+    Vector,
+)
+from deployments.errors import DeadlineExceeded, EngineFailed, Overloaded, RaglaneError, StageUnavailable
+from deployments.hop import Hop, HopConfig
+
+Value = TypeVar("Value")
+
+
+class Handle(Protocol):
+    """A Ray Serve DeploymentHandle, or anything that is called like one."""
+
+    def options(self, **options: Any) -> Any: ...
+
+    def __getattr__(self, method: str) -> Any: ...
+
+
+def translate(error: BaseException, stage: str) -> RaglaneError:
+    """What a failure of a handle call means to the lane. The text of a remote error never reaches a message."""
+    if isinstance(error, RaglaneError) and not isinstance(error, RayTaskError):
+        return error
+    if isinstance(error, RayTaskError):
+        # str() of this one is the remote traceback; the object that was raised is its cause.
+        cause = error.cause
+        if isinstance(cause, RaglaneError):
+            return cause
+        if isinstance(cause, BackPressureError):
+            return Overloaded(f"the {stage} stage has as much to do as it takes; try again later")
+        return EngineFailed(f"the {stage} stage failed ({type(cause).__name__}); its log has the details")
+    if isinstance(error, BackPressureError):
+        return Overloaded(f"the {stage} stage has as much to do as it takes; try again later")
+    if isinstance(error, RayActorError | DeploymentUnavailableError):
+        return StageUnavailable(f"the {stage} stage lost the replica that was working on this; try again")
+    if isinstance(error, RequestCancelledError | TaskCancelledError | asyncio.CancelledError):
+        return StageUnavailable(f"the {stage} stage dropped this call")
+    return StageUnavailable(f"the {stage} stage can't be reached ({type(error).__name__})")
+
+
+class _Response(Generic[Value]):
+    """A handle's response whose failures are ours."""
+
+    def __init__(self, response: Any, stage: str) -> None:
+        self._response = response
+        self._stage = stage
+
+    def __await__(self) -> Any:
+        return self._result().__await__()
+
+    async def _result(self) -> Any:
+        try:
+            return await self._response
+        except asyncio.CancelledError as error:
+            # A call that was cancelled elsewhere raises the same bare CancelledError as our own cancellation.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise translate(error, self._stage) from None
+        except (RayError, RayServeException, RaglaneError) as error:
+            raise translate(error, self._stage) from None
+
+    def cancel(self) -> None:
+        self._response.cancel()
+
+
+def _caller(handle: Handle, method: str, stage: str) -> Callable[[list[Call[Any]]], Any]:
+    return lambda calls: _Response(getattr(handle, method).remote(calls), stage)
+
+
+class RemoteEmbedder:
+    """The Embedder by handle."""
+
+    def __init__(self, handle: Handle, config: HopConfig | None = None) -> None:
+        self._hop: Hop[EmbedRequest, Embeddings] = Hop(
+            "embed", _caller(handle, "embed", "embed"), config or HopConfig()
+        )
+
+    async def embed(self, request: EmbedRequest, budget_s: float) -> Timed[Embeddings]:
+        return await self._hop(request, budget_s, weight=len(request.texts))
+
+
+class RemoteRetriever:
+    """The Retriever by handle."""
+
+    def __init__(self, handle: Handle, config: HopConfig) -> None:
+        self._hop: Hop[SearchRequest, list[Passage]] = Hop("search", _caller(handle, "search", "search"), config)
+
+    async def search(self, request: SearchRequest, budget_s: float) -> Timed[list[Passage]]:
+        return await self._hop(request, budget_s, weight=request.k)
+
+
+class RemoteReranker:
+    """The Reranker by handle."""
+
+    def __init__(self, handle: Handle, config: HopConfig) -> None:
+        self._hop: Hop[RerankRequest, Vector] = Hop("rerank", _caller(handle, "rerank", "rerank"), config)
+
+    async def rerank(self, request: RerankRequest, budget_s: float) -> Timed[Vector]:
+        return await self._hop(request, budget_s, weight=len(request.candidates))
+
+
+class RemoteGenerator:
+    """The Generator by handle. A stream has a call of its own: coalescing would hold its first token back."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle.options(stream=True)
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
+        """The generator's events. Closing the iterator cancels the remote generation; no event after `budget_s`."""
+        stream = self._handle.generate.remote(request)
+        loop = asyncio.get_running_loop()
+        expires_at = loop.time() + request.budget_s
+        try:
+            while True:
+                async with asyncio.timeout_at(expires_at):
+                    event = await anext(stream, None)
+                if event is None:
+                    return
+                yield event
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "the generate stage did not finish in time; raise timeout_s or lower max_tokens"
+            ) from None
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise translate(error, "generate") from None
+        except (RayError, RayServeException, RaglaneError) as error:
+            raise translate(error, "generate") from None
+        finally:
+            # Dropping the iterator stops nothing by itself: the replica keeps generating until it is told to stop.
+            stream.cancel()
+
+
+class RemoteIndexer:
+    """The Indexer by handle. Documents travel by reference: they may be larger than one message between replicas."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._bulk = handle.options(_by_reference=True)
+
+    async def index(self, collection: str, documents: Sequence[Document], budget_s: float) -> IndexReport:
+        response: _Response[IndexReport] = _Response(
+            self._bulk.index.remote(collection, list(documents), budget_s), "index"
+        )
+        return await _within(response, budget_s)
+
+    async def get_document(self, collection: str, document_id: str) -> StoredDocument:
+        response: _Response[StoredDocument] = _Response(
+            self._bulk.get_document.remote(collection, document_id), "index"
+        )
+        return await _within(response, _QUICK_S)
+
+    async def delete_document(self, collection: str, document_id: str) -> int:
+        response: _Response[int] = _Response(self._handle.delete_document.remote(collection, document_id), "index")
+        return await _within(response, _SLOW_S)
+
+    async def create_collection(self, name: str) -> CollectionInfo:
+        response: _Response[CollectionInfo] = _Response(self._handle.create_collection.remote(name), "index")
+        return await _within(response, _SLOW_S)
+
+    async def list_collections(self) -> list[CollectionInfo]:
+        response: _Response[list[CollectionInfo]] = _Response(self._handle.list_collections.remote(), "index")
+        return await _within(response, _QUICK_S)
+
+    async def delete_collection(self, name: str) -> None:
+        response: _Response[None] = _Response(self._handle.delete_collection.remote(name), "index")
+        await _within(response, _SLOW_S)
+
+
+_QUICK_S = 30.0
+# Writes wait for the writes before them.
+_SLOW_S = 300.0
+
+
+async def _within(response: _Response[Value], budget_s: float) -> Value:
+    try:
+        async with asyncio.timeout(budget_s):
+            value: Value = await response
+            return value
+    except TimeoutError:
+        raise DeadlineExceeded(f"the index stage did not answer within {budget_s:g} s") from None
+    finally:
+        # Without effect on an answer that has come.
+        response.cancel()
+
+
+async def readiness(handles: dict[str, Handle], timeout_s: float) -> dict[str, str]:
+    """For each stage `ready`, or why it is not."""
+
+    async def ask(handle: Handle) -> str:
+        response: _Response[Any] = _Response(handle.describe.remote(), "asked")
+        try:
+            async with asyncio.timeout(timeout_s):
+                await response
+        except TimeoutError:
+            return f"no answer within {timeout_s:g} s: starting, restarting or overloaded"
+        except RaglaneError as error:
+            return error.message
+        finally:
+            response.cancel()
+        return "ready"
+
+    answers = await asyncio.gather(*(ask(handle) for handle in handles.values()))
+    return dict(zip(handles, answers, strict=True))

@@ -1,0 +1,159 @@
+"""The rerank stage: how well each candidate answers the query, by a cross-encoder or by its best sentence."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from deployments.batching import BatchEngine, BatchingConfig, MicroBatcher, raise_or_return
+from deployments.contracts import Call, Outcome, RerankRequest, StageTiming, Timed, Vector
+from deployments.errors import EngineDead, StageError
+from deployments.evidence import SentenceEvidence
+from deployments.hop import serve_each
+from deployments.models import Dtype, model_location, model_name
+from deployments.section import Section, load_engine
+from deployments.store import StoreConfig
+
+logger = logging.getLogger(__name__)
+
+
+class RerankerConfig(Section):
+    """Which way of reranking, with which model."""
+
+    method: Literal["sentence_evidence", "cross_encoder"] = Field(
+        "sentence_evidence",
+        description="sentence_evidence needs no model of its own; cross_encoder reads query and passage together.",
+    )
+    engine: str = Field(
+        "deployments.reranker:CrossEncoderScorer",
+        description="Import path module:Class of the scoring engine of method cross_encoder.",
+    )
+    model: str = Field("BAAI/bge-reranker-v2-m3", description="Cross-encoder: a model folder or a hub id.")
+    device: str = Field("auto", description="cpu, cuda, cuda:N, mps, or auto: a GPU when torch sees one.")
+    dtype: Dtype = Field("auto", description="auto: bfloat16 where the hardware computes in it, else float32.")
+    num_threads: int = Field(2, ge=1, description="Threads of one forward pass on a CPU.")
+    max_length_tokens: int | None = Field(
+        None, ge=8, description="Longer pairs are cut at the passage's end; null: the model's own limit."
+    )
+    batching: BatchingConfig = Field(default_factory=BatchingConfig, description="How batches are cut.")
+    evidence_cache_bytes: int = Field(
+        256 * 2**20, ge=0, description="Sentence vectors kept in memory by each replica, in bytes."
+    )
+
+
+Pair = tuple[str, str]
+
+
+class ScoringEngine(BatchEngine[Pair, Any, float], Protocol):
+    """Scores (query, passage) pairs; higher is better. Named in the config by import path, called with the config."""
+
+
+class CrossEncoderScorer:
+    """A sentence-transformers CrossEncoder; scores are what its own activation makes of the logit (sigmoid: 0 to 1)."""
+
+    def __init__(self, config: RerankerConfig) -> None:
+        import torch
+        from sentence_transformers import CrossEncoder
+
+        from deployments.torch_runtime import resolve_device, resolve_dtype
+
+        self._torch = torch
+        device = resolve_device(config.device)
+        torch.set_num_threads(config.num_threads)
+        dtype = resolve_dtype(config.dtype, device)
+        self._scorer = CrossEncoder(model_location(config.model), device=device, model_kwargs={"dtype": dtype})
+        self._scorer.eval()
+        self._tokenizer = self._scorer.tokenizer
+        self._limit = int(config.max_length_tokens or self._scorer.max_seq_length or self._tokenizer.model_max_length)
+        logger.info("reranking with %s on %s in %s", config.model, device, dtype)
+
+    def prepare(self, items: Sequence[Pair]) -> list[tuple[dict[str, list[int]], int] | StageError]:
+        """Token ids of each pair; a long passage is cut, the query never is while the passage can give way."""
+        queries, passages = [query for query, _ in items], [passage for _, passage in items]
+        encoded = self._tokenizer(
+            queries, passages, truncation="longest_first", max_length=self._limit, padding=False, verbose=False
+        )
+        rows = [{name: encoded[name][row] for name in encoded} for row in range(len(items))]
+        return [(row, len(row["input_ids"])) for row in rows]
+
+    def run(self, batch: Sequence[dict[str, list[int]]]) -> list[float]:
+        """One forward pass over the padded pairs."""
+        torch = self._torch
+        try:
+            with torch.inference_mode():
+                features = self._pad(batch)
+                logits = self._scorer(features)["scores"].float()
+                activated = self._scorer.activation_fn(logits)
+                scores: list[float] = activated.reshape(len(batch), -1)[:, -1].cpu().tolist()
+                return scores
+        except torch.AcceleratorError as error:
+            # A device error is sticky: every later call in this process would fail as well.
+            raise EngineDead(f"the reranker lost its device ({type(error).__name__})") from error
+
+    def _pad(self, batch: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        longest = max(len(row["input_ids"]) for row in batch)
+        fill = {"input_ids": self._tokenizer.pad_token_id or 0}
+        features: dict[str, Any] = {}
+        for name in batch[0]:
+            padded = np.full((len(batch), longest), fill.get(name, 0), dtype=np.int64)
+            for index, row in enumerate(batch):
+                padded[index, : len(row[name])] = row[name]
+            features[name] = self._torch.from_numpy(padded).to(self._scorer.device)
+        return features
+
+
+class Reranker:
+    """The deployment: scores candidates by the configured method."""
+
+    def __init__(self, config: RerankerConfig, store: StoreConfig, embedder: Any) -> None:
+        from deployments.remote import RemoteEmbedder
+
+        self._batcher: MicroBatcher[Pair, Any, float] | None = None
+        self._evidence: SentenceEvidence | None = None
+        if config.method == "cross_encoder":
+            engine: ScoringEngine = load_engine(config.engine, config)
+            self._batcher = MicroBatcher(engine, config.batching, "reranker")
+        else:
+            self._evidence = SentenceEvidence(store, RemoteEmbedder(embedder), config.evidence_cache_bytes)
+
+    async def rerank(self, calls: Sequence[Call[RerankRequest]]) -> list[Outcome[Vector]]:
+        """One outcome per call, in order: (len(candidates),) float32, higher is better."""
+        return await serve_each(calls, self._rerank_pairs if self._batcher is not None else self._rerank_sentences)
+
+    async def _rerank_pairs(self, request: RerankRequest, budget_s: float) -> Timed[Vector]:
+        assert self._batcher is not None
+        pairs = [(request.query, _text(candidate.title, candidate.text)) for candidate in request.candidates]
+        scored = await self._batcher.submit(pairs, budget_s)
+        return Timed(np.array([raise_or_return(score) for score in scored.value], dtype=np.float32), scored.timing)
+
+    async def _rerank_sentences(self, request: RerankRequest, budget_s: float) -> Timed[Vector]:
+        assert self._evidence is not None
+        started = time.perf_counter()
+        scored = await self._evidence.score(
+            request.query_vector, request.query, request.candidates, request.collection, budget_s
+        )
+        scores = np.array([candidate.best for candidate in scored], dtype=np.float32)
+        return Timed(scores, StageTiming(compute_s=time.perf_counter() - started))
+
+    async def describe(self) -> str:
+        """Answers when the stage is ready."""
+        return "cross_encoder" if self._batcher is not None else "sentence_evidence"
+
+    def check_health(self) -> None:
+        """Raise when the engine is dead, so that Serve replaces this replica."""
+        if self._batcher is not None:
+            self._batcher.check_health()
+
+
+def reranker_name(config: RerankerConfig) -> str:
+    """The name under which users see the reranker."""
+    return "sentence-evidence" if config.method == "sentence_evidence" else model_name(config.model)
+
+
+def _text(title: str, text: str) -> str:
+    return f"{title}\n{text}" if title else text

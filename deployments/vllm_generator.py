@@ -1,0 +1,158 @@
+"""The generator stage with vLLM: its configuration and the Serve application made from it. Importing it is cheap."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from deployments.errors import ConfigError
+from deployments.section import Section
+from deployments.token_counting import TokenCounter
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+
+class VllmConfig(Section):
+    """A model, the engine's settings and the place it runs in. `engine_kwargs` are vLLM's own argument names."""
+
+    model_id: str = Field(description="Name of the model in answers, metrics and /v1/models.")
+    model_source: str | None = Field(
+        default=None, description="Model folder, hub id or s3:// gs:// URI; `~` is expanded. Default: model_id."
+    )
+    tokenizer_source: str | None = Field(
+        default=None, description="Tokenizer folder or hub id, where it is not in the model's own place."
+    )
+    accelerator: Literal["cpu", "gpu"] = Field(default="cpu", description="What the engine computes on.")
+    accelerator_type: str | None = Field(default=None, description="Ray's name of the GPU model, such as H200 or L4.")
+    cpu_threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="Threads the CPU engine computes with, left to the scheduler to place. "
+        "Default: vLLM binds one to every physical core but one, which suits a machine that runs nothing else.",
+    )
+    kv_cache_gib: int = Field(
+        default=1, ge=1, description="Memory of the CPU engine's key-value cache; on GPUs see gpu_memory_utilization."
+    )
+    engine_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="vLLM engine and front-end arguments (max_model_len, tensor_parallel_size, chat_template, "
+        "default_chat_template_kwargs, …). Unknown names fail the start.",
+    )
+    placement_bundles: list[dict[str, float]] | None = Field(
+        default=None,
+        description="Ray resources of each engine worker, such as [{'GPU': 0.5}]. Default: [{'CPU': 0.5}], "
+        "or one GPU per worker.",
+    )
+    runtime_env: dict[str, Any] = Field(default_factory=dict, description="Ray runtime environment of the replicas.")
+    deployment: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Ray Serve deployment options (num_replicas, autoscaling_config, max_ongoing_requests, …).",
+    )
+
+    @field_validator("model_source", "tokenizer_source")
+    @classmethod
+    def _expand_home(cls, value: str | None) -> str | None:
+        return str(Path(value).expanduser()) if value and value.startswith("~") else value
+
+    @field_validator("engine_kwargs")
+    @classmethod
+    def _refuse_names_we_set(cls, value: dict[str, Any]) -> dict[str, Any]:
+        ours = {"model": "model_source", "served_model_name": "model_id", "tokenizer": "tokenizer_source"}
+        for name in ours.keys() & value.keys():
+            raise ValueError(f"engine_kwargs.{name} is set by {ours[name]}; remove it and use that")
+        return value
+
+    @model_validator(mode="after")
+    def _refuse_settings_of_the_other_accelerator(self) -> VllmConfig:
+        if self.accelerator == "cpu" and self.accelerator_type:
+            raise ValueError("accelerator_type names a GPU; remove it or set accelerator to 'gpu'")
+        if self.accelerator == "gpu" and self.cpu_threads:
+            raise ValueError("cpu_threads is for the CPU engine; remove it or set accelerator to 'cpu'")
+        return self
+
+
+def build_vllm_generator(config: VllmConfig, name: str = "Generator") -> Application:
+    """Bind the deployment. Call its `generate` with `handle.options(stream=True)`.
+
+    Needs a running Ray (ray.serve.llm reads the job's runtime environment) and takes the seconds of vLLM's import.
+    Raises ConfigError for what ray.serve.llm refuses, such as an unknown name in `engine_kwargs`.
+    """
+    from ray.serve.llm import LLMConfig, build_llm_deployment
+
+    from deployments.vllm_server import VllmGenerator
+
+    try:
+        return build_llm_deployment(
+            LLMConfig(**to_llm_fields(config)),
+            deployment_cls=VllmGenerator,
+            override_serve_options={"name": name},
+        )
+    except ValueError as error:
+        raise ConfigError(f"the generator can't be built: {error}") from error
+
+
+def build_token_counter(config: VllmConfig) -> TokenCounter:
+    """A counter that agrees with the engine on the length of a prompt. Raises ConfigError without a tokenizer."""
+    return TokenCounter(
+        config.tokenizer_source or config.model_source or config.model_id,
+        chat_template=config.engine_kwargs.get("chat_template"),
+        template_kwargs=config.engine_kwargs.get("default_chat_template_kwargs"),
+    )
+
+
+def to_llm_fields(config: VllmConfig) -> dict[str, Any]:
+    """The fields of ray.serve.llm's LLMConfig; what `config` passes through wins over our defaults."""
+    engine_kwargs = {**_engine_defaults(config), **config.engine_kwargs}
+    if config.tokenizer_source:
+        engine_kwargs["tokenizer"] = config.tokenizer_source
+    fields: dict[str, Any] = {
+        "model_loading_config": {"model_id": config.model_id, "model_source": config.model_source or config.model_id},
+        "accelerator_config": {"kind": config.accelerator},
+        "accelerator_type": config.accelerator_type,
+        "engine_kwargs": engine_kwargs,
+        "runtime_env": _runtime_env(config),
+        "deployment_config": {**_deployment_defaults(config), **config.deployment},
+        "experimental_configs": {"stream_batching_interval_ms": 0},
+    }
+    bundles = config.placement_bundles or ([{"CPU": 0.5}] if config.accelerator == "cpu" else None)
+    if bundles:
+        fields["placement_group_config"] = {"bundles": bundles}
+    if config.model_source and Path(config.model_source).is_dir():
+        fields["callback_config"] = {"callback_class": "deployments.vllm_server:LocalModel"}
+    return fields
+
+
+def _engine_defaults(config: VllmConfig) -> dict[str, Any]:
+    defaults: dict[str, Any] = {"enable_per_request_metrics": True}
+    if config.accelerator == "cpu":
+        defaults["enforce_eager"] = True  # compiling takes minutes on few cores and gains little there
+    return defaults
+
+
+def _runtime_env(config: VllmConfig) -> dict[str, Any]:
+    env_vars = {"VLLM_NO_USAGE_STATS": "1"}
+    if config.accelerator == "cpu" and "kv_cache_memory_bytes" not in config.engine_kwargs:
+        env_vars["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)  # would win over the engine argument
+    if config.cpu_threads:
+        env_vars |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(config.cpu_threads)}
+    return {**config.runtime_env, "env_vars": {**env_vars, **config.runtime_env.get("env_vars", {})}}
+
+
+def _deployment_defaults(config: VllmConfig) -> dict[str, Any]:
+    """Bounds that ray.serve.llm leaves open: by default it queues without limit and never scales."""
+    defaults: dict[str, Any] = {
+        "max_ongoing_requests": 64,
+        "max_queued_requests": 64,
+        "health_check_period_s": 2.0,
+        "health_check_timeout_s": 10.0,
+        "graceful_shutdown_timeout_s": 60.0,
+        "max_constructor_retry_count": 2,
+    }
+    if "autoscaling_config" not in config.deployment:
+        defaults["num_replicas"] = 1
+    if config.accelerator == "cpu":
+        defaults["ray_actor_options"] = {"num_cpus": 0.1}
+    return defaults

@@ -1,0 +1,151 @@
+"""The generator's replica: vLLM behind ray.serve.llm, speaking our contract. Importing this module imports vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any, cast
+
+from ray.llm._internal.common.callbacks.base import CallbackBase
+from ray.llm._internal.serve.core.configs.openai_api_models import TokenizeChatRequest
+from ray.serve.llm.deployment import LLMServer
+from ray.serve.llm.openai_api_models import ChatCompletionRequest
+
+from deployments.contracts import (
+    Delta,
+    Generated,
+    GenerateRequest,
+    GenerationEvent,
+    GenerationOptions,
+    StageTiming,
+    Usage,
+)
+from deployments.errors import ConfigError, DeadlineExceeded, EngineDead, EngineFailed, InvalidInput, StageError
+from deployments.vllm_protocol import (
+    Chunk,
+    as_error,
+    is_too_long,
+    parse_events,
+    to_chat_fields,
+    to_finish_reason,
+    to_stage_error,
+    too_long,
+)
+
+_PROBE = ({"role": "user", "content": "ping"},)
+_PROBE_BUDGET_S = 120.0
+_READY_TIMEOUT_S = 5.0
+
+
+class LocalModel(CallbackBase):  # type: ignore[misc]
+    """Skips the download of a model that is a folder already: its task imports vLLM only to find nothing to do."""
+
+    async def on_before_node_init(self) -> None:
+        self.ctx.run_init_node = False
+
+
+class VllmGenerator(LLMServer):  # type: ignore[misc]
+    """Streams answers from one vLLM engine. Closing a stream, or its budget running out, aborts the engine's request.
+
+    A replica that has started has answered once: model, chat template and sampling are known to work.
+    """
+
+    async def start(self) -> None:
+        await super().start()
+        self._restore_tokenization()
+        request = GenerateRequest("", (), _PROBE, GenerationOptions(max_tokens=1), budget_s=_PROBE_BUDGET_S)
+        try:
+            async for _ in self.generate(request):
+                pass
+        except InvalidInput as error:
+            raise ConfigError(
+                f"{self._model_id} can't answer a chat message; if it has no chat template, name one in "
+                f"engine_kwargs.chat_template (a path or the template itself). The engine said: {error}"
+            ) from error
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent, None]:
+        """Raises InputTooLong, InvalidInput, Overloaded, DeadlineExceeded, EngineFailed or EngineDead."""
+        started = time.monotonic()
+        finish_reason, usage, queue_s = None, Usage(), 0.0
+        async with aclosing(self._chunks(request, deadline=started + request.budget_s)) as chunks:
+            async for chunk in chunks:
+                if chunk.text:
+                    yield Delta(chunk.text)
+                finish_reason = chunk.finish_reason or finish_reason
+                usage = chunk.usage or usage
+                queue_s = chunk.queue_s or queue_s
+        if finish_reason is None:
+            raise EngineFailed("the generator ended its answer without saying why")
+        total_s = time.monotonic() - started
+        timing = StageTiming(batch_wait_s=min(queue_s, total_s), compute_s=max(total_s - queue_s, 0.0))
+        yield Generated(to_finish_reason(finish_reason), usage, timing, generator=self._model_id)
+
+    async def ready(self) -> bool:
+        """Whether the engine's own process answers, not merely whether this one does."""
+        try:
+            await self.check_health()
+            return not await asyncio.wait_for(self.is_sleeping(), _READY_TIMEOUT_S)
+        except Exception:  # noqa: BLE001 (whatever stops the engine from answering, it is not ready)
+            return False
+
+    async def _start_engine(self) -> None:
+        # The parent also reports usage, from an actor of its own that stays: one more process with vLLM in it.
+        await self.engine.start()
+
+    def _restore_tokenization(self) -> None:
+        # Ray 2.60 looks for it under a name that vLLM has given up, and so calls it unsupported.
+        tokenization = getattr(getattr(self.engine, "_app_state", None), "serving_tokenization", None)
+        if tokenization is not None and self.engine._oai_serving_tokenization is None:
+            self.engine._oai_serving_tokenization = tokenization
+
+    @property
+    def _model_id(self) -> str:
+        return cast(str, self._llm_config.model_id)
+
+    async def _chunks(self, request: GenerateRequest, deadline: float) -> AsyncGenerator[Chunk, None]:
+        """The engine's events until the deadline; every failure, yielded or raised, becomes one of our errors."""
+        # Straight to the engine: LLMServer.chat would hold chunks back in its batcher.
+        async with aclosing(self.engine.chat(self._chat_request(request), None)) as stream:
+            while True:
+                try:
+                    async with asyncio.timeout(deadline - time.monotonic()):
+                        item = await anext(stream)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError as error:
+                    raise DeadlineExceeded(f"no complete answer within {request.budget_s:g} s") from error
+                except Exception as error:
+                    raise await self._diagnose({"message": str(error)}, request) from error
+                if refusal := as_error(item):
+                    raise await self._diagnose(refusal, request)
+                for chunk in parse_events(item):
+                    if chunk.error:
+                        raise await self._diagnose(chunk.error, request)
+                    yield chunk
+
+    def _chat_request(self, request: GenerateRequest) -> ChatCompletionRequest:
+        try:
+            return ChatCompletionRequest(**to_chat_fields(request, self._model_id))
+        except Exception as error:
+            raise InvalidInput(f"the generator refused the request: {error}") from error
+
+    async def _diagnose(self, error: Mapping[str, Any], request: GenerateRequest) -> StageError:
+        """vLLM reports a dead engine as a failed request, so ask the engine itself first."""
+        try:
+            await self.check_health()
+        except Exception as dead:  # noqa: BLE001 (any failed health check means the engine is gone)
+            return EngineDead(f"the generator's engine is gone: {dead}")
+        if is_too_long(error):
+            return await self._too_long(error, request)
+        return to_stage_error(error)
+
+    async def _too_long(self, error: Mapping[str, Any], request: GenerateRequest) -> StageError:
+        """vLLM stops counting just above the limit; tokenise again for the length that the caller has to shorten."""
+        messages = [dict(message) for message in request.messages]
+        probe = TokenizeChatRequest(model=self._model_id, messages=messages)
+        async for counted in self.engine.tokenize(probe, None):
+            if as_error(counted) is None:
+                return too_long(self._model_id, counted.count, request.options.max_tokens, counted.max_model_len)
+        return to_stage_error(error)

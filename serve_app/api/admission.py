@@ -1,0 +1,175 @@
+"""The door, as plain ASGI middleware: request id, admission, body limit, clients that leave, errors nobody foresaw."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.errors import Overloaded, TooLarge
+from serve_app.api.errors import error_response
+from serve_app.api.services import HttpConfig
+
+REQUEST_ID_HEADER = "x-request-id"
+UNGUARDED_PATHS = ("/health/",)
+
+_USABLE_REQUEST_ID = re.compile(r"[ -~]{1,128}")
+
+
+class RequestId:
+    """Gives every request an id, the client's own if it is usable, and returns it with the response."""
+
+    def __init__(self, app: ASGIApp, echo: bool) -> None:
+        self._app = app
+        self._echo = echo
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        wanted = Headers(scope=scope).get(REQUEST_ID_HEADER, "").strip()
+        request_id = wanted if _USABLE_REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id if self._echo else send)
+
+
+class Admission:
+    """Lets so many requests in at a time and refuses the others before they cost anything. Health is always let in."""
+
+    def __init__(self, app: ASGIApp, config: HttpConfig) -> None:
+        self._app = app
+        self._config = config
+        self._num_running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or _path(scope).startswith(UNGUARDED_PATHS):
+            await self._app(scope, receive, send)
+            return
+        if self._num_running >= self._config.max_concurrent_requests:
+            full = Overloaded(
+                f"{self._num_running} requests are being served already; try again in a moment",
+                self._config.retry_after_s,
+            )
+            await error_response(full, scope)(scope, receive, send)
+            return
+        self._num_running += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._num_running -= 1
+
+
+class BodyLimit:
+    """Refuses a body that is too large: at once where its length is declared, else as soon as it has grown so far."""
+
+    def __init__(self, app: ASGIApp, config: HttpConfig) -> None:
+        self._app = app
+        self._max_bytes = config.max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._max_bytes:
+            await error_response(self._too_large(), scope)(scope, receive, send)
+            return
+        num_bytes = 0
+
+        async def receive_some() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_bytes:
+                raise self._too_large()
+            return message
+
+        await self._app(scope, receive_some, send)
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the body has more than {self._max_bytes} bytes; split the request into smaller ones")
+
+
+class CancelOnDisconnect:
+    """Cancels the work for a client that has gone, so that no stage goes on for nobody, streaming or not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body_read = asyncio.Event()
+        gone = asyncio.Event()
+
+        async def receive_body() -> Message:
+            if body_read.is_set():
+                await gone.wait()
+                return {"type": "http.disconnect"}
+            message = await receive()
+            if not message.get("more_body", False):
+                body_read.set()
+            return message
+
+        async def watch() -> None:
+            await body_read.wait()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            gone.set()
+            work.cancel()
+
+        async def send_while_watched(message: Message) -> None:
+            # Servers report a disconnect after the last byte of a response, too: that one must cancel nothing.
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                watcher.cancel()
+            await send(message)
+
+        async def run() -> None:
+            await self._app(scope, receive_body, send_while_watched)
+
+        work = asyncio.create_task(run())
+        watcher = asyncio.create_task(watch())
+        try:
+            await work
+        except asyncio.CancelledError:
+            if not gone.is_set():
+                raise
+        finally:
+            watcher.cancel()
+
+
+class ErrorBoundary:
+    """Answers an error that nothing else handled with a bare 500, as long as nothing was sent yet."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise
+            await error_response(error, scope)(scope, receive, send)
+
+
+def _path(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))

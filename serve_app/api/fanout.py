@@ -1,0 +1,44 @@
+"""Many texts of one request, sent to a stage in several messages at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from deployments.contracts import StageTiming
+from serve_app.api.services import HttpConfig
+
+Result = TypeVar("Result")
+
+
+def chunks(texts: Sequence[str], config: HttpConfig) -> Iterator[tuple[str, ...]]:
+    """The texts in order, cut where a message would hold too many of them or grow too large."""
+    chunk: list[str] = []
+    num_bytes = 0
+    for text in texts:
+        size = len(text.encode())
+        if chunk and (len(chunk) == config.chunk_texts or num_bytes + size > config.chunk_bytes):
+            yield tuple(chunk)
+            chunk, num_bytes = [], 0
+        chunk.append(text)
+        num_bytes += size
+    if chunk:
+        yield tuple(chunk)
+
+
+async def all_together(calls: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Await all calls at the same time; the first error cancels the others and is raised."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def slowest(timings: Sequence[StageTiming]) -> StageTiming:
+    """The timing of calls made together: that of the slowest, with the largest batch of any."""
+    longest = max(timings, key=lambda timing: timing.batch_wait_s + timing.compute_s)
+    return replace(longest, batch_size=max(timing.batch_size for timing in timings))

@@ -1,0 +1,68 @@
+"""Server-sent events: their framing, and a response that always ends the work behind it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
+
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from serve_app.api.errors import error_body, failure_of, log_failure
+from serve_app.api.wire import to_json
+
+ErrorFrame = Callable[[dict[str, Any]], bytes]
+
+
+def event_frame(name: str, data: Any) -> bytes:
+    """One named event."""
+    return b"event: " + name.encode() + b"\ndata: " + to_json(data) + b"\n\n"
+
+
+def data_frame(data: Any) -> bytes:
+    """One event without a name, as OpenAI streams them."""
+    return b"data: " + to_json(data) + b"\n\n"
+
+
+async def close(iterator: AsyncIterator[Any]) -> None:
+    """Run an async generator's clean-up now, not whenever it is collected."""
+    if isinstance(iterator, AsyncGenerator):
+        await iterator.aclose()
+
+
+class EventStream(Response):
+    """Sends frames as they come; closes `frames` and then the `source` they are made from, however the stream ends.
+
+    An error after the first byte can't change the status any more: it becomes a last frame, made by `error_frame`.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, frames: AsyncIterator[bytes], source: AsyncIterator[Any], error_frame: ErrorFrame) -> None:
+        self.status_code = 200
+        self.background = None
+        self._frames = frames
+        self._source = source
+        self._error_frame = error_frame
+        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        frames = self._ending_in_error_frame(scope)
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for frame in frames:
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await close(frames)
+            await close(self._frames)
+            await close(self._source)
+
+    async def _ending_in_error_frame(self, scope: Scope) -> AsyncGenerator[bytes, None]:
+        try:
+            async for frame in self._frames:
+                yield frame
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client learns that its stream is not whole
+            failure = failure_of(error, scope)
+            log_failure(error, failure, scope)
+            yield self._error_frame(error_body(failure, scope))

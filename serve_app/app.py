@@ -1,0 +1,110 @@
+"""The composition root: names the deployments, binds them into the ingress, and builds the application."""
+
+# No `from __future__ import annotations` here: Serve reads build_app's annotation at run time, and a string there
+# would make it pass a plain dict instead of an AppConfig.
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from deployments.embedder import Embedder
+from deployments.generator import Generator, generator_name
+from deployments.indexer import Indexer
+from deployments.models import tokenizer_file
+from deployments.remote import (
+    RemoteEmbedder,
+    RemoteGenerator,
+    RemoteIndexer,
+    RemoteReranker,
+    RemoteRetriever,
+    readiness,
+)
+from deployments.reranker import Reranker, reranker_name
+from deployments.retriever import Retriever
+from deployments.token_counting import TokenCounter
+from serve_app.api.app import create_api
+from serve_app.api.services import Services
+from serve_app.config import AppConfig
+from serve_app.pipeline import Lane, Stages
+
+logger = logging.getLogger(__name__)
+
+READY_TIMEOUT_S = 3.0
+
+
+class Ingress:
+    """The HTTP front: one FastAPI app over the lane, in as many replicas as the load asks for."""
+
+    def __init__(self, config: AppConfig, handles: Mapping[str, DeploymentHandle]) -> None:
+        self._config = config
+        self._handles = dict(handles)
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        """Build the HTTP app inside the replica's running loop, as handles need one."""
+        config, handles = self._config, self._handles
+        embedding_model = await handles["Embedder"].describe.remote()
+        embedder = RemoteEmbedder(handles["Embedder"], config.hops.embed)
+        reranker = RemoteReranker(handles["Reranker"], config.hops.rerank)
+        stages = Stages(
+            embedder=embedder,
+            retriever=RemoteRetriever(handles["Retriever"], config.hops.search),
+            reranker=reranker,
+            generator=RemoteGenerator(handles["Generator"]),
+        )
+        services = Services(
+            lane=Lane(config.lane, config.context, stages, _token_counter(config)),
+            indexer=RemoteIndexer(handles["Indexer"]),
+            embedder=embedder,
+            reranker=reranker,
+            readiness=lambda: readiness(handles, READY_TIMEOUT_S),
+            embedding_model=embedding_model.name,
+            reranker_model=reranker_name(config.reranker),
+            generator_model=generator_name(config.generator),
+            embedding_max_tokens=embedding_model.max_length_tokens,
+            http=config.http,
+        )
+        return create_api(services)
+
+
+def _token_counter(config: AppConfig) -> Callable[[str], int]:
+    """Counts with the generator's own tokenizer; the extractive answerer has none and borrows the embedder's."""
+    vllm = config.generator.vllm
+    source = config.embedder.model if vllm is None else vllm.tokenizer_source or vllm.model_source
+    return TokenCounter(tokenizer_file(source)).count
+
+
+def build_app(args: AppConfig) -> Application:
+    """Build the application from its config: `import_path: serve_app:build_app` in a Serve config file."""
+    embedder = _deploy(Embedder, max_ongoing_requests=64).bind(args.embedder)
+    nodes = {
+        "Embedder": embedder,
+        "Retriever": _deploy(Retriever, max_ongoing_requests=64).bind(args.retriever, args.store),
+        "Indexer": _deploy(Indexer, max_ongoing_requests=16).bind(
+            args.indexer, args.store, args.embedder.model, embedder
+        ),
+        "Reranker": _deploy(Reranker, max_ongoing_requests=64).bind(args.reranker, args.store, embedder),
+        "Generator": _generator(args, embedder),
+    }
+    ingress = serve.ingress()(Ingress)
+    return serve.deployment(ingress, name="Ingress", max_ongoing_requests=1024).bind(args, nodes)
+
+
+def _generator(args: AppConfig, embedder: Application) -> Application:
+    if args.generator.vllm is not None:
+        # Importing vLLM takes tens of seconds, so a profile without a language model never does.
+        from deployments.vllm_generator import build_vllm_generator
+
+        return build_vllm_generator(args.generator.vllm, name="Generator")
+    return _deploy(Generator, max_ongoing_requests=256).bind(args.generator, args.store, embedder)
+
+
+def _deploy(stage: type, **options: Any) -> serve.Deployment:
+    """A stage as a deployment under its class's name, with defaults that the Serve config file may override."""
+    return serve.deployment(stage, name=stage.__name__, **options)
+
+
+__all__ = ["build_app"]

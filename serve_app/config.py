@@ -1,0 +1,51 @@
+"""AppConfig: everything that the code reads. Replicas, CPUs, GPUs and queue limits stand in the Serve config file."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from deployments.context import ContextConfig
+from deployments.embedder import EmbedderConfig
+from deployments.generator import GeneratorConfig
+from deployments.hop import HopConfig
+from deployments.indexer import IndexerConfig
+from deployments.reranker import RerankerConfig
+from deployments.retriever import RetrieverConfig
+from deployments.section import Section
+from deployments.store import StoreConfig
+from serve_app.api.services import HttpConfig
+from serve_app.pipeline import LaneConfig
+
+
+class HopsConfig(Section):
+    """How the ingress calls each stage."""
+
+    embed: HopConfig = Field(default_factory=HopConfig, description="Calls to the Embedder; weight counts texts.")
+    search: HopConfig = Field(default_factory=HopConfig, description="Calls to the Retriever; weight counts passages.")
+    rerank: HopConfig = Field(default_factory=HopConfig, description="Calls to the Reranker; weight counts candidates.")
+
+
+class AppConfig(Section):
+    """The `args` of the application in a Serve config file. `{}` is valid: it is the local profile."""
+
+    http: HttpConfig = Field(default_factory=HttpConfig, description="The HTTP edge and its limits.")
+    lane: LaneConfig = Field(default_factory=LaneConfig, description="What a request may ask for.")
+    hops: HopsConfig = Field(default_factory=HopsConfig, description="Calls between the ingress and the stages.")
+    store: StoreConfig = Field(default_factory=StoreConfig, description="Where the collections live.")
+    embedder: EmbedderConfig = Field(default_factory=EmbedderConfig, description="The embed stage.")
+    retriever: RetrieverConfig = Field(default_factory=RetrieverConfig, description="The search stage.")
+    indexer: IndexerConfig = Field(default_factory=IndexerConfig, description="The writer of the collections.")
+    reranker: RerankerConfig = Field(default_factory=RerankerConfig, description="The rerank stage.")
+    context: ContextConfig = Field(default_factory=ContextConfig, description="The context stage.")
+    generator: GeneratorConfig = Field(default_factory=GeneratorConfig, description="The generate stage.")
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> AppConfig:
+        if self.lane.default_timeout_s > self.lane.max_timeout_s:
+            raise ValueError("lane.default_timeout_s is above lane.max_timeout_s")
+        if self.lane.default_k > self.lane.max_k:
+            raise ValueError("lane.default_k is above lane.max_k")
+        limit = self.embedder.max_length_tokens
+        if limit is not None and self.indexer.chunking.chunk_tokens > limit:
+            raise ValueError("indexer.chunking.chunk_tokens is above embedder.max_length_tokens: passages would be cut")
+        return self

@@ -1,0 +1,329 @@
+"""One deterministic fake per verb, small and honest: they pass the contract suites that the real stages pass.
+
+Each may be told to take `delay_s` or to raise `error`; as the real stages do, none works on past its budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import operator
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from deployments.context import NOT_FOUND, ContextConfig
+from deployments.contracts import (
+    CollectionInfo,
+    Delta,
+    Document,
+    Embeddings,
+    EmbedRequest,
+    Generated,
+    GenerateRequest,
+    GenerationEvent,
+    IndexReport,
+    Passage,
+    RejectedDocument,
+    RerankRequest,
+    SearchRequest,
+    StageTiming,
+    StoredDocument,
+    Timed,
+    Usage,
+    Vector,
+)
+from deployments.errors import AlreadyExists, DeadlineExceeded, IndexMismatch, InputTooLong, InvalidInput, NotFound
+from serve_app.pipeline import Lane, LaneConfig, Stages
+
+DIM = 64
+MAX_TOKENS = 128
+EMBEDDING_MODEL = "fakes/bag-of-words"
+INDEXED_AT = "2024-01-01T00:00:00+00:00"
+
+_COMPARISONS = {
+    "gt": operator.gt,
+    "gte": operator.ge,
+    "lt": operator.lt,
+    "lte": operator.le,
+    "ne": operator.ne,
+}
+
+
+def words_of(text: str) -> list[str]:
+    """The text's words in lower case, in order."""
+    return re.findall(r"\w+", text.lower())
+
+
+def count_tokens(text: str) -> int:
+    """A token is a word, and two more frame every text."""
+    return len(words_of(text)) + 2
+
+
+@dataclass
+class Faults:
+    """What goes wrong with a fake, settable at any time."""
+
+    delay_s: float = 0.0
+    error: Exception | None = None
+
+    async def strike(self, budget_s: float) -> None:
+        if self.delay_s:
+            await asyncio.sleep(min(self.delay_s, budget_s))
+        if self.delay_s > budget_s:
+            raise DeadlineExceeded("the fake was too slow; raise timeout_s")
+        if self.error is not None:
+            raise self.error
+
+
+@dataclass
+class FakeEmbedder:
+    """Embeds a text as the normalised sum of its words' pseudo-random directions: shared words make texts similar."""
+
+    dim: int = DIM
+    faults: Faults = field(default_factory=Faults)
+    requests: list[EmbedRequest] = field(default_factory=list)
+
+    async def embed(self, request: EmbedRequest, budget_s: float) -> Timed[Embeddings]:
+        self.requests.append(request)
+        await self.faults.strike(budget_s)
+        counts = [count_tokens(text) for text in request.texts]
+        if not request.truncate and max(counts, default=0) > MAX_TOKENS:
+            raise InputTooLong(f"the text has {max(counts)} tokens, but the model takes {MAX_TOKENS}; shorten it")
+        vectors = np.array([self._vector(text) for text in request.texts], np.float32).reshape(-1, self.dim)
+        num_tokens = sum(min(count, MAX_TOKENS) for count in counts)
+        return Timed(Embeddings(vectors, num_tokens), StageTiming(batch_size=max(1, len(request.texts))))
+
+    def _vector(self, text: str) -> Vector:
+        words = words_of(text)[: MAX_TOKENS - 2] or [""]
+        total = np.sum([self._direction(word) for word in words], axis=0)
+        unit: Vector = (total / np.linalg.norm(total)).astype(np.float32)
+        return unit
+
+    def _direction(self, word: str) -> Any:
+        seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
+        return np.random.default_rng(seed).standard_normal(self.dim)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stored passage and its vector."""
+
+    passage: Passage
+    vector: Vector
+
+
+@dataclass
+class FakeStore:
+    """Collections in memory: the document and its rows by document id."""
+
+    collections: dict[str, dict[str, tuple[Document, list[Row]]]] = field(default_factory=dict)
+
+    def collection(self, name: str) -> dict[str, tuple[Document, list[Row]]]:
+        if name not in self.collections:
+            raise NotFound(f"there is no collection {name!r}; create it or ingest documents into it")
+        return self.collections[name]
+
+
+@dataclass
+class FakeRetriever:
+    """Compares the query's vector with every stored one."""
+
+    store: FakeStore
+    faults: Faults = field(default_factory=Faults)
+    requests: list[SearchRequest] = field(default_factory=list)
+
+    async def search(self, request: SearchRequest, budget_s: float) -> Timed[list[Passage]]:
+        self.requests.append(request)
+        await self.faults.strike(budget_s)
+        if request.mode != "vector":
+            raise InvalidInput(f"search mode {request.mode!r} is not available; use 'vector'")
+        rows = [row for _, rows in self.store.collection(request.collection).values() for row in rows]
+        if rows and rows[0].vector.shape != request.vector.shape:
+            raise IndexMismatch("the collection was indexed with another model; ingest it again")
+        found = [
+            replace(row.passage, score=float(row.vector @ request.vector))
+            for row in rows
+            if all(_holds(row.passage, name, wanted) for name, wanted in (request.filter or {}).items())
+        ]
+        found.sort(key=lambda passage: (-passage.score, passage.id))
+        return Timed(found[: request.k], StageTiming())
+
+
+def _holds(passage: Passage, name: str, wanted: Any) -> bool:
+    columns = ("id", "document_id", "source", "title")
+    value = getattr(passage, name) if name in columns else passage.metadata.get(name.removeprefix("metadata."))
+    if isinstance(wanted, Mapping):
+        if not wanted or not set(wanted) <= set(_COMPARISONS):
+            raise InvalidInput(f"filter field {name!r}: use {', '.join(_COMPARISONS)}")
+        return value is not None and all(_COMPARISONS[op](value, limit) for op, limit in wanted.items())
+    return value in wanted if isinstance(wanted, list | tuple) else bool(value == wanted)
+
+
+@dataclass
+class FakeReranker:
+    """Scores a candidate by the share of the query's words that it holds."""
+
+    faults: Faults = field(default_factory=Faults)
+    requests: list[RerankRequest] = field(default_factory=list)
+
+    async def rerank(self, request: RerankRequest, budget_s: float) -> Timed[Vector]:
+        self.requests.append(request)
+        await self.faults.strike(budget_s)
+        wanted = set(words_of(request.query))
+        shares = [len(wanted & set(words_of(c.text))) / max(1, len(wanted)) for c in request.candidates]
+        return Timed(np.array(shares, np.float32), StageTiming(batch_size=max(1, len(shares))))
+
+
+@dataclass
+class FakeGenerator:
+    """Quotes the first source word by word and cites it. `fail_after` words it raises `faults.error`, if set.
+
+    `num_running` counts generations that have begun and were neither finished nor closed.
+    """
+
+    name: str = "fake-generator"
+    faults: Faults = field(default_factory=Faults)
+    fail_after: int | None = None
+    num_running: int = 0
+    requests: list[GenerateRequest] = field(default_factory=list)
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
+        self.requests.append(request)
+        self.num_running += 1
+        try:
+            if self.fail_after is None:
+                await self.faults.strike(request.budget_s)
+            text, finish_reason = self._answer(request)
+            pieces = re.findall(r"\S+\s*", text)
+            for number, piece in enumerate(pieces):
+                if number == self.fail_after:
+                    await self.faults.strike(request.budget_s)
+                yield Delta(piece)
+            usage = Usage(sum(count_tokens(message["content"]) for message in request.messages), len(pieces))
+            yield Generated(finish_reason, usage, StageTiming(), self.name)
+        finally:
+            self.num_running -= 1
+
+    def _answer(self, request: GenerateRequest) -> tuple[str, Any]:
+        text = f"{' '.join(request.sources[0].passage.text.split())} [1]" if request.sources else NOT_FOUND
+        for stop in request.options.stop:
+            text = text.partition(stop)[0]
+        pieces = re.findall(r"\S+\s*", text)
+        limit = request.options.max_tokens
+        if limit is None or len(pieces) <= limit:
+            return text, "stop"
+        return "".join(pieces[:limit]).rstrip(), "length"
+
+
+@dataclass
+class FakeIndexer:
+    """Writes to the store; a chunk is a paragraph."""
+
+    store: FakeStore
+    embedder: FakeEmbedder
+    faults: Faults = field(default_factory=Faults)
+
+    async def index(self, collection: str, documents: Sequence[Document], budget_s: float) -> IndexReport:
+        await self.faults.strike(budget_s)
+        indexed: list[str] = []
+        rejected: list[RejectedDocument] = []
+        counts = {"replaced": 0, "chunks": 0, "sentences": 0, "tokens": 0}
+        for document in documents:
+            if document.id in indexed:
+                rejected.append(RejectedDocument(document.id, "the same id stands twice in one request"))
+            elif not document.text.strip():
+                rejected.append(RejectedDocument(document.id, "the document has no text"))
+            else:
+                await self._write(collection, document, budget_s, counts)
+                indexed.append(document.id)
+        return IndexReport(
+            tuple(indexed),
+            counts["replaced"],
+            counts["chunks"],
+            counts["sentences"],
+            counts["tokens"],
+            tuple(rejected),
+        )
+
+    async def _write(self, collection: str, document: Document, budget_s: float, counts: dict[str, int]) -> None:
+        chunks = list(re.finditer(r"\S(?:.*?\S)?(?=\s*(?:\n\s*\n|\Z))", document.text, re.DOTALL))
+        texts = tuple(chunk.group() for chunk in chunks)
+        embedded = await self.embedder.embed(EmbedRequest(texts, "passage", "bulk"), budget_s)
+        rows = [
+            Row(self._passage(document, position, chunk), vector)
+            for position, (chunk, vector) in enumerate(zip(chunks, embedded.value.vectors, strict=True))
+        ]
+        stored = self.store.collections.setdefault(collection, {})
+        counts["replaced"] += document.id in stored
+        counts["chunks"] += len(rows)
+        counts["sentences"] += sum(len(re.findall(r"[.!?]+", text)) or 1 for text in texts)
+        counts["tokens"] += embedded.value.num_tokens
+        stored[document.id] = (document, rows)
+
+    def _passage(self, document: Document, position: int, chunk: re.Match[str]) -> Passage:
+        return Passage(
+            id=f"{document.id}:{position}",
+            document_id=document.id,
+            text=chunk.group(),
+            score=0.0,
+            title=document.title,
+            source=document.source,
+            metadata=document.metadata,
+            start=chunk.start(),
+            end=chunk.end(),
+            num_tokens=count_tokens(chunk.group()),
+        )
+
+    async def get_document(self, collection: str, document_id: str) -> StoredDocument:
+        document, rows = self._stored(collection, document_id)
+        return StoredDocument(document, len(rows), INDEXED_AT)
+
+    async def delete_document(self, collection: str, document_id: str) -> int:
+        _, rows = self._stored(collection, document_id)
+        del self.store.collections[collection][document_id]
+        return len(rows)
+
+    async def create_collection(self, name: str) -> CollectionInfo:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", name):
+            raise InvalidInput(f"{name!r} can't name a collection; use letters, digits, '_' and '-'")
+        if name in self.store.collections:
+            raise AlreadyExists(f"collection {name!r} is there already")
+        self.store.collections[name] = {}
+        return self._describe(name)
+
+    async def list_collections(self) -> list[CollectionInfo]:
+        return [self._describe(name) for name in sorted(self.store.collections)]
+
+    async def delete_collection(self, name: str) -> None:
+        self.store.collection(name)
+        del self.store.collections[name]
+
+    def _stored(self, collection: str, document_id: str) -> tuple[Document, list[Row]]:
+        stored = self.store.collection(collection)
+        if document_id not in stored:
+            raise NotFound(f"there is no document {document_id!r} in collection {collection!r}")
+        return stored[document_id]
+
+    def _describe(self, name: str) -> CollectionInfo:
+        stored = self.store.collections[name]
+        return CollectionInfo(
+            name, len(stored), sum(len(rows) for _, rows in stored.values()), EMBEDDING_MODEL, self.embedder.dim
+        )
+
+
+class FakeStages:
+    """All fakes over one store, and a lane through them."""
+
+    def __init__(self, lane: LaneConfig | None = None) -> None:
+        self.embedder = FakeEmbedder()
+        self.store = FakeStore()
+        self.retriever = FakeRetriever(self.store)
+        self.reranker = FakeReranker()
+        self.generator = FakeGenerator()
+        self.indexer = FakeIndexer(self.store, self.embedder)
+        stages = Stages(self.embedder, self.retriever, self.reranker, self.generator)
+        self.lane = Lane(lane or LaneConfig(), ContextConfig(), stages, count_tokens)

@@ -1,0 +1,234 @@
+"""The generator on a real Ray Serve with the real vLLM engine on CPU, and a tiny model made here."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from prometheus_client.parser import text_string_to_metric_families
+from ray import serve
+
+from deployments.contracts import Delta, Generated, GenerateRequest, GenerationEvent, GenerationOptions
+from deployments.errors import ConfigError, DeadlineExceeded, InputTooLong, InvalidInput, StageUnavailable
+from deployments.token_counting import TokenCounter
+from deployments.vllm_generator import VllmConfig, build_token_counter, build_vllm_generator
+from tests.tiny_llm import MAX_LENGTH_TOKENS, make_tiny_llm
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+
+LONG = 6000  # tokens of an answer that no test waits for
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A running generator, as the ingress sees it."""
+
+    handle: Any
+    config: VllmConfig
+
+    def generate(self, content: str = "Who built the bridge?", **fields: Any) -> AsyncIterator[GenerationEvent]:
+        return self.handle.options(stream=True).generate.remote(_request(content, **fields))  # type: ignore[no-any-return]
+
+    async def answer(self, content: str = "Who built the bridge?", **fields: Any) -> tuple[str, Generated]:
+        events = [event async for event in self.generate(content, **fields)]
+        *deltas, last = events
+        assert isinstance(last, Generated)
+        assert all(isinstance(delta, Delta) for delta in deltas)
+        return "".join(delta.text for delta in deltas if isinstance(delta, Delta)), last
+
+
+def _request(content: str, budget_s: float = 120.0, **options: Any) -> GenerateRequest:
+    options = {"max_tokens": 24, "temperature": 0.0, **options}
+    messages = ({"role": "system", "content": "Answer shortly."}, {"role": "user", "content": content})
+    return GenerateRequest(content, (), messages, GenerationOptions(**options), budget_s=budget_s)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    os.environ["RAY_metrics_report_interval_ms"] = "1000"
+    ray.init(address="local", num_cpus=4, object_store_memory=200 * 2**20, include_dashboard=False)
+    yield
+    serve.shutdown()
+    ray.shutdown()
+    del os.environ["RAY_metrics_report_interval_ms"]
+
+
+@pytest.fixture(scope="module")
+def generator(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Generator:
+    config = _config(make_tiny_llm(tmp_path_factory.mktemp("tiny")))
+    return Generator(serve.run(build_vllm_generator(config), name="generator", route_prefix=None), config)
+
+
+def _config(folder: Path, **fields: Any) -> VllmConfig:
+    offline = {"env_vars": {"HF_HUB_OFFLINE": "1"}}
+    return VllmConfig(model_id="tiny", model_source=str(folder), cpu_threads=1, runtime_env=offline, **fields)
+
+
+async def test_deltas_concatenate_to_the_answer_and_end_with_one_summary(generator: Generator) -> None:
+    text, summary = await generator.answer(max_tokens=24)
+
+    assert text
+    assert summary.generator == "tiny"
+    assert summary.finish_reason == "length"
+    assert summary.usage.completion_tokens == 24
+    assert summary.timing.compute_s > 0
+    assert summary.timing.batch_wait_s >= 0
+
+
+async def test_prompt_usage_is_what_the_token_counter_foresaw(generator: Generator) -> None:
+    content = "When was the bridge opened, and how long is it? Ünïcödé counts as well."
+    _, summary = await generator.answer(content)
+
+    counter: TokenCounter = build_token_counter(generator.config)
+    assert summary.usage.prompt_tokens == counter.count_messages(_request(content).messages)
+
+
+async def test_text_arrives_in_pieces_while_it_is_written(generator: Generator) -> None:
+    events = [event async for event in generator.generate(max_tokens=40)]
+
+    assert sum(isinstance(event, Delta) for event in events) > 10
+
+
+async def test_greedy_and_seeded_answers_repeat_themselves(generator: Generator) -> None:
+    greedy = [(await generator.answer(temperature=0.0))[0] for _ in range(2)]
+    seeded = [(await generator.answer(temperature=1.0, seed=7))[0] for _ in range(2)]
+    other, _ = await generator.answer(temperature=1.0, seed=8)
+
+    assert greedy[0] == greedy[1]
+    assert seeded[0] == seeded[1]
+    assert other != seeded[0]
+
+
+async def test_a_stop_string_ends_the_answer_before_it(generator: Generator) -> None:
+    text, _ = await generator.answer(max_tokens=24)
+    stop = text[len(text) // 2 : len(text) // 2 + 3]
+
+    stopped, summary = await generator.answer(max_tokens=24, stop=(stop,))
+
+    assert summary.finish_reason == "stop"
+    assert stopped == text[: text.index(stop)]
+
+
+async def test_a_prompt_that_does_not_fit_is_refused_with_both_lengths(generator: Generator) -> None:
+    content = "bridge " * MAX_LENGTH_TOKENS
+    prompt_tokens = build_token_counter(generator.config).count_messages(_request(content).messages)
+
+    with pytest.raises(InputTooLong, match=rf"{prompt_tokens} tokens.*24 more.*{MAX_LENGTH_TOKENS} in all") as refused:
+        await generator.answer(content, max_tokens=24)
+    assert "fewer sources" in str(refused.value)
+
+
+async def test_a_bad_sampling_option_is_refused_by_name(generator: Generator) -> None:
+    with pytest.raises(InvalidInput, match="temperature"):
+        await generator.answer(temperature=-1.0)
+
+
+async def test_concurrent_streams_all_finish(generator: Generator) -> None:
+    answers = await asyncio.gather(*(generator.answer(f"Question {n}?", max_tokens=60) for n in range(8)))
+
+    assert [summary.usage.completion_tokens for _, summary in answers] == [60] * 8
+
+
+async def test_closing_a_stream_frees_the_engine_and_leaves_its_neighbour_alone(generator: Generator) -> None:
+    written = _metric("vllm_generation_tokens_total")
+    closed, kept = generator.generate(max_tokens=LONG), generator.generate(max_tokens=LONG, seed=1)
+    for stream in (closed, kept):
+        assert isinstance(await anext(stream), Delta)
+    await _eventually(lambda: _metric("vllm_num_requests_running") == 2)
+
+    closed.cancel()  # type: ignore[attr-defined]
+
+    await _eventually(lambda: _metric("vllm_num_requests_running") == 1)
+    assert isinstance(await anext(kept), Delta)
+    kept.cancel()  # type: ignore[attr-defined]
+    await _eventually(lambda: _metric("vllm_num_requests_running") == 0)
+    assert _metric("vllm_generation_tokens_total") - written < 2 * LONG
+    assert (await generator.answer(max_tokens=5))[1].usage.completion_tokens == 5
+
+
+async def test_an_answer_past_its_deadline_is_cut_off_in_the_engine_too(generator: Generator) -> None:
+    written = _metric("vllm_generation_tokens_total")
+
+    with pytest.raises(DeadlineExceeded):
+        await generator.answer(max_tokens=LONG, budget_s=0.5)
+
+    await _eventually(lambda: _metric("vllm_num_requests_running") == 0)
+    assert _metric("vllm_generation_tokens_total") - written < LONG
+
+
+def test_an_unknown_engine_argument_fails_the_build_by_name(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="max_modle_len"):
+        build_vllm_generator(_config(tmp_path, engine_kwargs={"max_modle_len": 512}))
+
+
+def test_a_model_without_a_chat_template_fails_the_start_with_the_remedy(cluster: None, tmp_path: Path) -> None:
+    config = _config(make_tiny_llm(tmp_path, chat_template=False), deployment={"max_constructor_retry_count": 1})
+    try:
+        with pytest.raises(RuntimeError):
+            serve.run(build_vllm_generator(config), name="mute", route_prefix=None)
+        message = serve.status().applications["mute"].deployments["Generator"].message
+        assert "engine_kwargs.chat_template" in message
+    finally:
+        serve.delete("mute")
+
+
+async def test_a_dead_engine_ends_its_streams_and_its_replica_is_replaced(generator: Generator) -> None:
+    assert await generator.handle.ready.remote()
+    stream = generator.generate(max_tokens=LONG)
+    assert isinstance(await anext(stream), Delta)
+
+    _engine_process().kill()
+
+    with pytest.raises(StageUnavailable):
+        async for _ in stream:
+            pass
+    assert not await generator.handle.ready.remote()
+    with pytest.raises(Exception, match="EngineCore"):
+        await generator.handle.check_health.remote()
+    await _eventually(lambda: _is_answering(generator), timeout_s=120)
+
+
+async def _is_answering(generator: Generator) -> bool:
+    try:
+        return bool((await generator.answer(max_tokens=2))[0])
+    except (StageUnavailable, ray.exceptions.RayActorError):
+        return False
+
+
+def _engine_process() -> psutil.Process:
+    engines = [p for p in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
+    assert len(engines) == 1
+    return engines[0]
+
+
+async def _eventually(condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        outcome = condition()
+        if await outcome if asyncio.iscoroutine(outcome) else outcome:
+            return
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        await asyncio.sleep(0.2)
+
+
+def _metric(name: str) -> float:
+    """Sum of vLLM's own metric over the cluster, as scraped from Ray's metrics endpoint of every live node."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    pages = (_scrape(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics") for node in nodes)
+    samples = (sample for page in pages for family in text_string_to_metric_families(page) for sample in family.samples)
+    return sum(sample.value for sample in samples if sample.name == f"ray_{name}")
+
+
+def _scrape(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as response:
+        return str(response.read().decode())

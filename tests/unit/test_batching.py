@@ -1,0 +1,292 @@
+"""The micro-batcher: what goes into a batch, and what happens to each caller when something goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.batching import BatchingConfig, MicroBatcher, cut_batch
+from deployments.errors import (
+    DeadlineExceeded,
+    EngineDead,
+    EngineFailed,
+    InvalidInput,
+    Overloaded,
+    StageError,
+    StageUnavailable,
+)
+
+
+class Doubler:
+    """Doubles numbers. Its forward pass can be held back; it remembers the batches that it saw."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.started = threading.Event()
+        self.go = threading.Event()
+        self.go.set()
+        self.raises: Callable[[Sequence[int]], None] = lambda batch: None
+        self.prepare_threads: set[str] = set()
+        self.run_threads: set[str] = set()
+
+    def prepare(self, items: Sequence[int]) -> list[tuple[int, int] | StageError]:
+        self.prepare_threads.add(threading.current_thread().name)
+        return [InvalidInput("negative") if item < 0 else (item, max(1, item)) for item in items]
+
+    def run(self, batch: Sequence[int]) -> list[int]:
+        self.run_threads.add(threading.current_thread().name)
+        self.started.set()
+        assert self.go.wait(10)
+        self.batches.append(list(batch))
+        self.raises(batch)
+        return [2 * item for item in batch]
+
+    @asynccontextmanager
+    async def held(self, batcher: MicroBatcher[int, int, int]) -> AsyncIterator[None]:
+        """While inside, the engine is busy with one item, so that everything submitted waits together."""
+        self.go.clear()
+        self.started.clear()
+        first = asyncio.create_task(batcher.submit([1], 10))
+        await asyncio.to_thread(self.started.wait, 10)
+        yield
+        self.go.set()
+        await first
+        self.batches.remove([1])
+
+
+def batcher_of(engine: Doubler, **config: int | float) -> MicroBatcher[int, int, int]:
+    return MicroBatcher(engine, BatchingConfig.model_validate(config), "doubler")
+
+
+async def settled(batcher: MicroBatcher[int, int, int], num_waiting: int) -> None:
+    """Wait until so many items are queued behind the batch in progress."""
+    while batcher.num_waiting != num_waiting:  # noqa: ASYNC110 - the count is changed by other threads
+        await asyncio.sleep(0.001)
+
+
+async def test_results_come_in_the_order_of_the_items() -> None:
+    batcher = batcher_of(Doubler())
+    answer = await batcher.submit([5, 3, 9], 10)
+    assert answer.value == [10, 6, 18]
+
+
+async def test_what_waits_while_the_engine_is_busy_goes_in_one_batch() -> None:
+    engine = Doubler()
+    batcher = batcher_of(engine)
+    async with engine.held(batcher):
+        waiting = [asyncio.create_task(batcher.submit([n], 10)) for n in (7, 8, 9)]
+        await settled(batcher, 3)
+    assert [answer.value for answer in await asyncio.gather(*waiting)] == [[14], [16], [18]]
+    assert engine.batches == [[7, 8, 9]]
+
+
+async def test_a_batch_is_sorted_by_length_and_keeps_to_the_padded_token_budget() -> None:
+    engine = Doubler()
+    batcher = batcher_of(engine, max_batch_tokens=40, padding_slack_tokens=1000)
+    async with engine.held(batcher):
+        waiting = asyncio.create_task(batcher.submit([20, 2, 19, 3, 18, 4], 10))
+        await settled(batcher, 6)
+    await waiting
+    assert sorted(n for batch in engine.batches for n in batch) == [2, 3, 4, 18, 19, 20]
+    for batch in engine.batches:
+        assert batch == sorted(batch)
+        assert max(batch) * len(batch) <= 40
+
+
+async def test_the_oldest_item_is_in_the_next_batch_whatever_its_length() -> None:
+    engine = Doubler()
+    batcher = batcher_of(engine, max_batch_rows=2, padding_slack_tokens=0)
+    async with engine.held(batcher):
+        oldest = asyncio.create_task(batcher.submit([90], 10))
+        await settled(batcher, 1)
+        rest = asyncio.create_task(batcher.submit([3, 3, 3, 3], 10))
+        await settled(batcher, 5)
+    await asyncio.gather(oldest, rest)
+    assert engine.batches[0] == [90]
+
+
+async def test_interactive_items_go_before_bulk_items_but_never_starve_them() -> None:
+    engine = Doubler()
+    batcher = batcher_of(engine, max_batch_rows=1, interactive_batches_per_bulk=2)
+    async with engine.held(batcher):
+        bulk = asyncio.create_task(batcher.submit([50, 51], 10, "bulk"))
+        await settled(batcher, 2)
+        interactive = asyncio.create_task(batcher.submit([5, 6, 7, 8], 10))
+        await settled(batcher, 6)
+    await asyncio.gather(bulk, interactive)
+    order = [batch[0] for batch in engine.batches]
+    assert order.index(5) < order.index(50)
+    assert order.index(50) < order.index(8)
+
+
+async def test_tokenisation_and_forward_pass_run_on_two_threads_off_the_event_loop() -> None:
+    engine = Doubler()
+    batcher = batcher_of(engine)
+    await batcher.submit([1, 2], 10)
+    here = {threading.current_thread().name}
+    assert engine.prepare_threads.isdisjoint(here | engine.run_threads)
+    assert engine.run_threads.isdisjoint(here)
+
+
+async def test_tokenisation_goes_on_while_the_engine_is_busy() -> None:
+    engine = Doubler()
+    batcher = batcher_of(engine)
+    async with engine.held(batcher):
+        refused = await batcher.submit([-1], 10)
+        assert isinstance(refused.value[0], InvalidInput)
+
+
+async def test_a_cancelled_caller_is_dropped_before_the_forward_pass() -> None:
+    engine = Doubler()
+    batcher = batcher_of(engine)
+    async with engine.held(batcher):
+        leaving = asyncio.create_task(batcher.submit([7], 10))
+        staying = asyncio.create_task(batcher.submit([8], 10))
+        await settled(batcher, 2)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+    assert (await staying).value == [16]
+    assert engine.batches == [[8]]
+
+
+async def test_an_expired_item_is_dropped_before_the_forward_pass() -> None:
+    engine = Doubler()
+    batcher = batcher_of(engine)
+    async with engine.held(batcher):
+        with pytest.raises(DeadlineExceeded):
+            await batcher.submit([7], 0.02)
+        staying = asyncio.create_task(batcher.submit([8], 10))
+        await settled(batcher, 2)
+    await staying
+    assert engine.batches == [[8]]
+
+
+async def test_poisoned_item_fails_alone_not_its_batch_neighbours() -> None:
+    engine = Doubler()
+
+    def poison(batch: Sequence[int]) -> None:
+        if 13 in batch:
+            raise ValueError("thirteen")
+
+    engine.raises = poison
+    batcher = batcher_of(engine)
+    async with engine.held(batcher):
+        waiting = [asyncio.create_task(batcher.submit([n], 10)) for n in (11, 12, 13, 14, 15)]
+        await settled(batcher, 5)
+    results = [(await task).value[0] for task in waiting]
+    assert isinstance(results[2], EngineFailed)
+    assert [r for r in results if not isinstance(r, StageError)] == [22, 24, 28, 30]
+    batcher.check_health()
+
+
+async def test_item_refused_by_the_tokeniser_does_not_fail_the_others_of_its_request() -> None:
+    answer = await batcher_of(Doubler()).submit([4, -4], 10)
+    assert answer.value[0] == 8
+    assert isinstance(answer.value[1], InvalidInput)
+
+
+@pytest.mark.parametrize("death", [EngineDead("the device is lost"), SystemExit()])
+async def test_death_of_the_engine_fails_all_waiters_at_once_and_turns_health_red(death: BaseException) -> None:
+    engine = Doubler()
+
+    def die(batch: Sequence[int]) -> None:
+        if 1 not in batch:
+            raise death
+
+    engine.raises = die
+    batcher = batcher_of(engine, max_batch_rows=1)
+    async with engine.held(batcher):
+        waiting = [asyncio.create_task(batcher.submit([n], 60)) for n in (7, 8, 9)]
+        await settled(batcher, 3)
+    results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
+    assert all(isinstance(result, StageUnavailable) for result in results)
+    with pytest.raises(StageUnavailable):
+        batcher.check_health()
+    with pytest.raises(StageUnavailable):
+        await batcher.submit([1], 10)
+
+
+async def test_an_engine_that_loses_results_is_dead() -> None:
+    class Forgetful(Doubler):
+        def run(self, batch: Sequence[int]) -> list[int]:
+            return []
+
+    batcher = batcher_of(Forgetful())
+    with pytest.raises(EngineDead, match="0 results for 2 items"):
+        await batcher.submit([1, 2], 10)
+
+
+async def test_full_queue_refuses_and_takes_again_once_drained() -> None:
+    engine = Doubler()
+    batcher = batcher_of(engine, max_waiting_items=2)
+    async with engine.held(batcher):
+        waiting = asyncio.create_task(batcher.submit([7, 8], 10))
+        await settled(batcher, 2)
+        with pytest.raises(Overloaded):
+            await batcher.submit([9], 10)
+    await waiting
+    assert (await batcher.submit([9], 10)).value == [18]
+    assert batcher.num_waiting == 0
+
+
+async def test_timing_splits_the_time_in_the_stage_into_wait_and_compute() -> None:
+    engine = Doubler()
+    batcher = batcher_of(engine)
+    async with engine.held(batcher):
+        waiting = asyncio.create_task(batcher.submit([7, 8], 10))
+        await settled(batcher, 2)
+        await asyncio.sleep(0.05)
+    timing = (await waiting).timing
+    assert timing.batch_size == 2
+    assert timing.batch_wait_s >= 0.05 > timing.compute_s > 0
+
+
+async def test_closing_fails_those_who_wait() -> None:
+    engine = Doubler()
+    batcher = batcher_of(engine)
+    engine.go.clear()
+    waiting = asyncio.create_task(batcher.submit([7], 10))
+    await asyncio.to_thread(engine.started.wait, 10)
+    batcher.close()
+    with pytest.raises(StageUnavailable, match="shutting down"):
+        await waiting
+    engine.go.set()
+
+
+@given(
+    lengths=st.lists(st.integers(1, 600), min_size=1, max_size=60),
+    data=st.data(),
+    budget=st.integers(1, 4000),
+    rows=st.integers(1, 40),
+    slack=st.integers(0, 600),
+)
+def test_a_cut_holds_its_anchor_and_keeps_every_limit(
+    lengths: list[int], data: st.DataObject, budget: int, rows: int, slack: int
+) -> None:
+    lengths.sort()
+    anchor = data.draw(st.integers(0, len(lengths) - 1))
+    config = BatchingConfig(max_batch_tokens=budget, max_batch_rows=rows, padding_slack_tokens=slack)
+    lo, hi = cut_batch(lengths, anchor, config)
+    batch = lengths[lo:hi]
+    assert lo <= anchor < hi
+    assert len(batch) <= rows
+    assert len(batch) == 1 or max(batch) * len(batch) <= budget
+    padding = max(batch) * len(batch) - sum(batch)
+    assert padding <= slack + config.max_padding_share * sum(batch)
+
+
+def test_items_of_one_length_are_batched_up_to_the_budget() -> None:
+    lo, hi = cut_batch([10] * 100, 50, BatchingConfig(max_batch_tokens=200, max_batch_rows=256))
+    assert hi - lo == 20
+
+
+def test_lengths_that_differ_much_are_not_padded_to_each_other() -> None:
+    lengths = [8] * 50 + [500] * 4
+    assert cut_batch(lengths, 53, BatchingConfig(padding_slack_tokens=512)) == (49, 54)
+    assert cut_batch(lengths, 0, BatchingConfig(padding_slack_tokens=512)) == (0, 50)

@@ -1,0 +1,284 @@
+"""The loops and the client against a small HTTP server with known delays and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from benchmarks.client import RequestClient
+from benchmarks.connections import Connections, is_loopback
+from benchmarks.experiment import ClosedLoad, Load, OpenLoad, Target
+from benchmarks.load import Limits, LoadGenerator
+from benchmarks.records import Sample
+
+TIMINGS = [
+    {"stage": "embed", "total_s": 0.02, "queue_s": 0.01, "batch_wait_s": 0.004, "compute_s": 0.006, "batch_size": 3}
+]
+
+
+class Server:
+    """Answers by path. `/gate` holds every answer until `gate_opens_at` requests wait; the first `/stall` blocks."""
+
+    def __init__(self) -> None:
+        self.queries: list[str] = []
+        self.client_ports: list[int] = []
+        self.num_waiting = 0
+        self.max_waiting = 0
+        self.gate_opens_at = 1
+        self.gate_delay_s = 0.0
+        self.gate = asyncio.Event()
+        self.stall_s = 0.0
+        self.client_left = asyncio.Event()
+        paths = {
+            "/ok": self.ok, "/gate": self.wait_at_gate, "/stall": self.stall, "/status/{code:int}": self.status,
+            "/text": self.text, "/wrong": self.wrong, "/never": self.never, "/stream": self.stream,
+            "/stream/{end}": self.stream, "/broken": self.broken,
+        }  # fmt: skip
+        self.app = Starlette(routes=[Route(path, handler, methods=["POST"]) for path, handler in paths.items()])
+
+    async def ok(self, request: Request) -> Response:
+        self.queries.append((await request.json())["query"])
+        assert request.client is not None
+        self.client_ports.append(request.client.port)
+        return JSONResponse({"results": [], "timings": TIMINGS, "degraded": ["rerank"]})
+
+    async def wait_at_gate(self, request: Request) -> Response:
+        self.num_waiting += 1
+        self.max_waiting = max(self.max_waiting, self.num_waiting)
+        if self.num_waiting >= self.gate_opens_at:
+            asyncio.get_running_loop().call_later(self.gate_delay_s, self.gate.set)
+        await self.gate.wait()
+        self.num_waiting -= 1
+        return JSONResponse({})
+
+    async def stall(self, request: Request) -> Response:
+        if not self.stall_s:
+            begun_s = time.perf_counter()
+            time.sleep(0.3)
+            self.stall_s = time.perf_counter() - begun_s
+        return JSONResponse({})
+
+    async def status(self, request: Request) -> Response:
+        code = request.path_params["code"]
+        return JSONResponse({"error": {"type": "x", "message": f"because {code}", "request_id": "1"}}, code)
+
+    async def text(self, request: Request) -> Response:
+        return Response("hello")
+
+    async def wrong(self, request: Request) -> Response:
+        return JSONResponse({"timings": [{"stage": "embed"}]})
+
+    async def never(self, request: Request) -> Response:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self.client_left.set()
+        return JSONResponse({})
+
+    async def broken(self, request: Request) -> Response:
+        return Response("{}", headers={"Content-Length": "1000"})
+
+    async def stream(self, request: Request) -> Response:
+        end = request.path_params.get("end", "done")
+
+        async def events() -> AsyncIterator[str]:
+            yield "event: sources\r\ndata: []\r\n\r\n"
+            for token in ("a\u2028b", "c", "d"):
+                yield f"event: token\ndata: {json.dumps({'text': token}, ensure_ascii=False)}\n\n"
+                await asyncio.sleep(0.02)
+            if end == "error":
+                yield 'event: error\ndata: {"message": "engine died"}\n\n'
+            elif end == "done":
+                yield f"event: done\ndata: {json.dumps({'answer': 'abcd', 'timings': TIMINGS})}\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+
+@asynccontextmanager
+async def listening(server: Server) -> AsyncIterator[str]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    http_server = uvicorn.Server(uvicorn.Config(server.app, log_level="critical", lifespan="off"))
+    task = asyncio.create_task(http_server.serve(sockets=[listener]))
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        http_server.should_exit = http_server.force_exit = True
+        await task
+
+
+async def send(path: str, *, stream: bool = False) -> Sample:
+    async with listening(Server()) as url, Connections(url) as connections:
+        client = RequestClient(connections, Target(path=path), timeout_s=20.0, stream=stream)
+        return await client.send(b'{"query": "q"}', time.perf_counter(), time.perf_counter)
+
+
+async def drive(server: Server, path: str, load: Load, limits: Limits, queries: Sequence[str] = ("q",)) -> list[Sample]:
+    target = Target(path=path, body={"query": "{query}"})
+    async with listening(server) as url, Connections(url) as connections:
+        client = RequestClient(connections, target, timeout_s=20.0)
+        return await LoadGenerator(client, [target.encode(query) for query in queries], limits, (7, 0, 0)).run(load)
+
+
+async def test_a_closed_loop_keeps_as_many_requests_in_flight_as_it_has_clients_and_no_more() -> None:
+    server = Server()
+    server.gate_opens_at = 5
+    samples = await drive(server, "/gate", ClosedLoad(kind="closed", clients=5), Limits(30.0, 20))
+    assert server.max_waiting == 5
+    assert len(samples) == 20
+    assert {sample.error_kind for sample in samples} == {None}
+
+
+async def test_a_closed_loop_starts_nothing_after_the_horizon_and_waits_for_what_it_started() -> None:
+    samples = await drive(Server(), "/ok", ClosedLoad(kind="closed", clients=2), Limits(0.3, 10**6))
+    assert len(samples) >= 2
+    assert all(sample.intended_start_s < 0.3 for sample in samples)
+    assert {sample.status for sample in samples} == {200}
+
+
+async def test_the_same_seed_sends_the_same_queries_in_the_same_order() -> None:
+    queries = [f"query {number}" for number in range(10)]
+    sent = []
+    for _ in range(2):
+        server = Server()
+        await drive(server, "/ok", ClosedLoad(kind="closed", clients=1), Limits(30.0, 25), queries)
+        sent.append(server.queries)
+    assert len(sent[0]) == 25
+    assert sent[0] == sent[1]
+    assert sent[0][:10] != queries
+
+
+async def test_an_open_loop_does_not_wait_for_answers() -> None:
+    server = Server()
+    server.gate_opens_at = 30  # a loop that waited for one answer before it sent the next would never get there
+    load = OpenLoad(kind="open", rate_per_s=500)
+    samples = await drive(server, "/gate", load, Limits(20.0, 30))
+    assert len(samples) == 30
+    assert server.max_waiting == 30
+    assert {sample.error_kind for sample in samples} == {None}
+
+
+async def test_an_open_loops_latency_counts_from_the_intended_start_through_a_stall() -> None:
+    server = Server()
+    load = OpenLoad(kind="open", rate_per_s=100, arrivals="constant")
+    samples = await drive(server, "/stall", load, Limits(1.0, 100))
+    assert {sample.error_kind for sample in samples} == {None}
+    intended = sorted(sample.intended_start_s for sample in samples)
+    assert intended == pytest.approx([number / 100 for number in range(100)])
+    # Nothing is answered before the stall ends, and the load began before it: what was meant to start t seconds into
+    # the load waited for the rest of the stall, although the stall kept the client itself from sending it on time.
+    assert all(sample.latency_s >= server.stall_s - sample.intended_start_s for sample in samples)
+    assert any(sample.end_s - sample.start_s < server.stall_s - sample.intended_start_s for sample in samples)
+
+
+async def test_an_open_loop_counts_what_its_own_bound_kept_from_being_sent() -> None:
+    server = Server()
+    server.gate_opens_at, server.gate_delay_s = 4, 0.5
+    load = OpenLoad(kind="open", rate_per_s=1000, max_in_flight=4)
+    samples = await drive(server, "/gate", load, Limits(20.0, 50))
+    assert len(samples) == 50
+    assert server.max_waiting == 4
+    refused = [sample for sample in samples if sample.error_kind == "client_limit"]
+    assert refused
+    assert {sample.status for sample in refused} == {None}
+
+
+async def test_a_good_answer_gives_its_stage_timings_and_degraded_stages() -> None:
+    sample = await send("/ok")
+    assert (sample.status, sample.error_kind, sample.degraded) == (200, None, ("rerank",))
+    assert [(timing.stage, timing.batch_size) for timing in sample.timings] == [("embed", 3)]
+    assert sample.intended_start_s <= sample.start_s < sample.end_s
+
+
+@pytest.mark.parametrize(("code", "kind"), [(404, "http_4xx"), (429, "shed"), (500, "http_5xx"), (504, "deadline")])
+async def test_an_error_status_becomes_its_kind_with_the_servers_message(code: int, kind: str) -> None:
+    sample = await send(f"/status/{code}")
+    assert (sample.status, sample.error_kind, sample.error) == (code, kind, f"{code}: because {code}")
+
+
+@pytest.mark.parametrize("path", ["/text", "/wrong"])
+async def test_an_answer_that_is_not_what_it_should_be_is_malformed(path: str) -> None:
+    assert (await send(path)).error_kind == "malformed"
+
+
+async def test_a_request_past_its_timeout_is_given_up_and_its_connection_closed() -> None:
+    server = Server()
+    async with listening(server) as url, Connections(url) as connections:
+        client = RequestClient(connections, Target(path="/never"), timeout_s=0.5)
+        sample = await client.send(b"{}", 0.0, time.perf_counter)
+        await asyncio.wait_for(server.client_left.wait(), timeout=20)
+    assert (sample.status, sample.error_kind) == (None, "timeout")
+
+
+async def test_a_refused_connection_is_a_connection_error() -> None:
+    async with Connections("http://127.0.0.1:1") as connections:
+        sample = await RequestClient(connections, Target(path="/ok"), timeout_s=5.0).send(b"", 0.0, lambda: 0.0)
+    assert (sample.status, sample.error_kind) == (None, "connection")
+    assert sample.error
+
+
+async def test_a_connection_that_breaks_within_the_answer_is_a_connection_error() -> None:
+    sample = await send("/broken")
+    assert (sample.status, sample.error_kind) == (200, "connection")
+
+
+async def test_a_stream_gives_the_time_to_the_first_token_and_between_tokens() -> None:
+    sample = await send("/stream", stream=True)
+    assert (sample.status, sample.error_kind) == (200, None)
+    assert sample.ttft_s is not None
+    assert 0 < sample.ttft_s < sample.latency_s
+    assert len(sample.inter_token_s) == 2
+    assert sample.ttft_s + sum(sample.inter_token_s) <= sample.latency_s
+    assert [timing.stage for timing in sample.timings] == ["embed"]
+
+
+@pytest.mark.parametrize(("end", "message"), [("error", "engine died"), ("nothing", "without a `done`")])
+async def test_a_stream_that_fails_or_just_ends_is_a_stream_error(end: str, message: str) -> None:
+    sample = await send(f"/stream/{end}", stream=True)
+    assert (sample.status, sample.error_kind) == (200, "stream")
+    assert message in sample.error
+
+
+async def test_a_refused_stream_is_the_error_of_its_status() -> None:
+    assert (await send("/status/429", stream=True)).error_kind == "shed"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("http://localhost:8000", True),
+        ("http://[::1]:8000", True),
+        ("http://127.0.0.1.example.org", False),
+        ("http://192.168.0.7:8000", False),
+        ("https://example.org", False),
+    ],
+)
+def test_only_this_machine_is_loopback(url: str, expected: bool) -> None:
+    assert is_loopback(url) is expected
+
+
+async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    assert (await send("/ok")).status == 200
+
+
+async def test_a_connection_is_used_again_unless_its_request_failed() -> None:
+    server = Server()
+    async with listening(server) as url, Connections(url) as connections:
+        for path in ("/ok", "/ok", "/broken", "/ok"):
+            await RequestClient(connections, Target(path=path), timeout_s=20.0).send(
+                b'{"query": "q"}', 0.0, time.perf_counter
+            )
+    first, second, third = server.client_ports
+    assert first == second
+    assert third != second

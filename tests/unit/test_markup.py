@@ -1,0 +1,87 @@
+"""Markup: the text and the title of Markdown and HTML."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.ingestion.markup import extract_html, extract_markdown
+
+TAGS = st.sampled_from(
+    ["<p>", "</p>", "<pre>", "</pre>", "<br>", "<td>", "<script>", "</script>", "<!--", "-->", "<b>", "&amp;"]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("intro\n\n## Part\n\n# The *Title* of `it` #\n", "The Title of it"),
+        ("# About C#\n", "About C#"),
+        ("```sh\n# not a title\n```\n\n## Part\n", "Part"),
+        ("# [Linked](http://example.org) title\n", "Linked title"),
+        ("---\ntitle: 'From: front'\n---\n# Heading\n", "From: front"),
+        ("# #\n#\n\nno heading at all\n", ""),
+    ],
+)
+def test_the_title_of_markdown(text: str, title: str) -> None:
+    assert extract_markdown(text).title == title
+
+
+def test_markdown_keeps_its_text_without_comments_and_front_matter() -> None:
+    front = "---\ntitle: T\nauthor: Ada\ndate: 2024-05-01\n---\n"
+    before = "# Head\n\nSome *text*"
+    after = " here, `<!-- kept -->`.\n\n```html\n<!-- kept too -->\n```\n\nlast <!-- never closed"
+
+    extract = extract_markdown(f"{front}{before}<!-- a\ncomment -->{after}")
+
+    assert extract.text == before + after
+    assert extract.metadata == {"author": "Ada", "date": "2024-05-01"}
+
+
+@pytest.mark.parametrize("text", ["---\njust a rule\n---\nText.", "---\nnot: [closed\n---\nText.", "---\nno end"])
+def test_what_only_looks_like_front_matter_is_kept(text: str) -> None:
+    assert extract_markdown(text).text == text
+
+
+def test_html_gives_its_visible_text_in_blocks() -> None:
+    page = """<!doctype html><html><head><title> The
+      Page </title><style>p {}</style><script>var a = "<p>no</p>";</script></head><body>
+      <nav><a href="/">Home</a></nav><h1>Head &amp; <em>shoulders</em></h1>
+      <p>First   line<br>second&nbsp;line <!-- comment --><b>bo</b>ld</p>
+      <ul><li>one</li><li>two</li></ul><noscript>no</noscript><template><p>no</p></template>
+      <table><tr><td>a</td><td>b</td></tr></table><pre>  x = 1\n  y = 2\n</pre><p>caf&eacute; 5 &lt; 6"""
+
+    extract = extract_html(page)
+
+    assert extract.title == "The Page"
+    assert extract.text.split("\n\n") == [
+        "Home",
+        "Head & shoulders",
+        "First line\nsecond line bold",
+        "one",
+        "two",
+        "a b",
+        "  x = 1\n  y = 2",
+        "café 5 < 6",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("page", "title"),
+    [("<p>text</p><h1>The <i>one</i></h1><h1>Two</h1>", "The one"), ("<title> </title><p>text</p>", "")],
+)
+def test_the_title_of_html_without_a_title_is_its_first_h1(page: str, title: str) -> None:
+    assert extract_html(page).title == title
+
+
+def test_html_nested_thousands_deep_is_read() -> None:
+    assert extract_html("<div>" * 5000 + "deep" + "</div>" * 5000).text == "deep"
+
+
+@given(st.lists(st.one_of(TAGS, st.sampled_from(["word ", "\n", "x"]))).map("".join))
+def test_html_of_any_shape_gives_text_without_empty_blocks(page: str) -> None:
+    text = extract_html(page).text
+
+    assert text == text.rstrip()
+    assert all(not block.isspace() for block in text.split("\n\n"))
