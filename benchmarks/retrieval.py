@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from benchmarks import environment, report, results
+from benchmarks import environment, report, result_file
 from benchmarks.experiment import ExperimentError, read_queries
 from benchmarks.run import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, refuse_remote
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         refuse_remote(options.url, options.allow_remote)
         result = {
-            "schema_version": results.SCHEMA_VERSION,
+            "schema_version": result_file.SCHEMA_VERSION,
             "command": shlex.join(["python", "-m", "benchmarks.retrieval", *arguments]),
             "url": options.url,
             **environment.describe(),
@@ -63,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     kind = f"{options.mode}-rerank" if options.rerank else options.mode
-    out = options.out or results.default_path(f"retrieval-{options.collection}-{kind}")
-    results.write(out, result)
+    out = options.out or result_file.default_path(f"retrieval-{options.collection}-{kind}")
+    result_file.write(out, result)
     console.print(f"result: {out}", markup=False, highlight=False)
     return EXIT_OK
 

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks import environment, report, results
+from benchmarks import environment, report, result_file
 from benchmarks.client import RequestClient
 from benchmarks.connections import Connections, is_loopback
 from benchmarks.experiment import Experiment, ExperimentError, Load, OpenLoad, read_experiment
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refuse_remote(options.url, options.allow_remote)
         loads = ExperimentRun(experiment, options.url, console)
         result = {
-            "schema_version": results.SCHEMA_VERSION,
+            "schema_version": result_file.SCHEMA_VERSION,
             "command": shlex.join(["python", "-m", "benchmarks.run", *arguments]),
             "experiment": experiment.model_dump(mode="json"),
             "seed": experiment.seed,
@@ -56,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    out = options.out or results.default_path(experiment.name)
-    results.write(out, result)
+    out = options.out or result_file.default_path(experiment.name)
+    result_file.write(out, result)
     console.print(f"\nresult: {out}", markup=False, highlight=False)
     succeeded = sum(load["summary"]["num_succeeded"] for load in result["loads"])
     return EXIT_OK if succeeded else EXIT_NOTHING_SUCCEEDED

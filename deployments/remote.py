@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, cast
 
 from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, RequestCancelledError
@@ -27,8 +27,6 @@ from deployments.contracts import (
 )
 from deployments.errors import DeadlineExceeded, EngineFailed, Overloaded, RaglaneError, StageUnavailable
 from deployments.hop import Hop, HopConfig
-
-Value = TypeVar("Value")
 
 
 class Handle(Protocol):
@@ -60,7 +58,7 @@ def translate(error: BaseException, stage: str) -> RaglaneError:
     return StageUnavailable(f"the {stage} stage can't be reached ({type(error).__name__})")
 
 
-class _Response(Generic[Value]):
+class _Response:
     """A handle's response whose failures are ours."""
 
     def __init__(self, response: Any, stage: str) -> None:
@@ -160,60 +158,48 @@ class RemoteIndexer:
     """The Indexer by handle. Documents travel by reference: they may be larger than one message between replicas."""
 
     def __init__(self, handle: Handle) -> None:
-        self._handle = handle
-        self._bulk = handle.options(_by_reference=True)
+        self._handle = handle.options(_by_reference=True)
 
     async def index(self, collection: str, documents: Sequence[Document], budget_s: float) -> IndexReport:
-        response: _Response[IndexReport] = _Response(
-            self._bulk.index.remote(collection, list(documents), budget_s), "index"
-        )
-        return await _within(response, budget_s)
+        return cast(IndexReport, await self._ask(budget_s, "index", collection, list(documents), budget_s))
 
     async def get_document(self, collection: str, document_id: str) -> StoredDocument:
-        response: _Response[StoredDocument] = _Response(
-            self._bulk.get_document.remote(collection, document_id), "index"
-        )
-        return await _within(response, _QUICK_S)
+        return cast(StoredDocument, await self._ask(_READ_S, "get_document", collection, document_id))
 
     async def delete_document(self, collection: str, document_id: str) -> int:
-        response: _Response[int] = _Response(self._handle.delete_document.remote(collection, document_id), "index")
-        return await _within(response, _SLOW_S)
+        return cast(int, await self._ask(_WRITE_S, "delete_document", collection, document_id))
 
     async def create_collection(self, name: str) -> CollectionInfo:
-        response: _Response[CollectionInfo] = _Response(self._handle.create_collection.remote(name), "index")
-        return await _within(response, _SLOW_S)
+        return cast(CollectionInfo, await self._ask(_WRITE_S, "create_collection", name))
 
     async def list_collections(self) -> list[CollectionInfo]:
-        response: _Response[list[CollectionInfo]] = _Response(self._handle.list_collections.remote(), "index")
-        return await _within(response, _QUICK_S)
+        return cast(list[CollectionInfo], await self._ask(_READ_S, "list_collections"))
 
     async def delete_collection(self, name: str) -> None:
-        response: _Response[None] = _Response(self._handle.delete_collection.remote(name), "index")
-        await _within(response, _SLOW_S)
+        await self._ask(_WRITE_S, "delete_collection", name)
+
+    async def _ask(self, within_s: float, method: str, *arguments: Any) -> Any:
+        response = _Response(getattr(self._handle, method).remote(*arguments), "index")
+        try:
+            async with asyncio.timeout(within_s):
+                return await response
+        except TimeoutError:
+            raise DeadlineExceeded(f"the index stage did not answer within {within_s:g} s") from None
+        finally:
+            # Without effect on an answer that has come.
+            response.cancel()
 
 
-_QUICK_S = 30.0
-# Writes wait for the writes before them.
-_SLOW_S = 300.0
-
-
-async def _within(response: _Response[Value], budget_s: float) -> Value:
-    try:
-        async with asyncio.timeout(budget_s):
-            value: Value = await response
-            return value
-    except TimeoutError:
-        raise DeadlineExceeded(f"the index stage did not answer within {budget_s:g} s") from None
-    finally:
-        # Without effect on an answer that has come.
-        response.cancel()
+_READ_S = 30.0
+# A write waits for the writes before it.
+_WRITE_S = 300.0
 
 
 async def readiness(handles: dict[str, Handle], timeout_s: float) -> dict[str, str]:
     """For each stage `ready`, or why it is not."""
 
     async def ask(handle: Handle) -> str:
-        response: _Response[Any] = _Response(handle.describe.remote(), "asked")
+        response = _Response(handle.describe.remote(), "asked")
         try:
             async with asyncio.timeout(timeout_s):
                 await response

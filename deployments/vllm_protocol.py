@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -115,8 +115,3 @@ def as_error(item: object) -> Mapping[str, Any] | None:
         return None
     dumped: Mapping[str, Any] = error.model_dump()
     return dumped
-
-
-def join_events(item: str | Sequence[str]) -> str:
-    """ray.serve.llm yields events singly, or as lists where its own batcher is on."""
-    return item if isinstance(item, str) else "".join(item)

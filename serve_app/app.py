@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.embedder import Embedder
 from deployments.generator import Generator, generator_name
 from deployments.indexer import Indexer
-from deployments.models import tokenizer_file
+from deployments.models import model_location
 from deployments.remote import (
     RemoteEmbedder,
     RemoteGenerator,
@@ -74,7 +74,7 @@ def _token_counter(config: AppConfig) -> Callable[[str], int]:
     """Counts with the generator's own tokenizer; the extractive answerer has none and borrows the embedder's."""
     vllm = config.generator.vllm
     source = config.embedder.model if vllm is None else vllm.tokenizer_source or vllm.model_source
-    return TokenCounter(tokenizer_file(source)).count
+    return TokenCounter(model_location(source)).count
 
 
 def build_app(args: AppConfig) -> Application:

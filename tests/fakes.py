@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from deployments.context import NOT_FOUND, ContextConfig
+from deployments.context import NOT_FOUND
 from deployments.contracts import (
     CollectionInfo,
     Delta,
@@ -37,20 +37,15 @@ from deployments.contracts import (
     Vector,
 )
 from deployments.errors import AlreadyExists, DeadlineExceeded, IndexMismatch, InputTooLong, InvalidInput, NotFound
-from serve_app.pipeline import Lane, LaneConfig, Stages
+
+Stored = tuple[Document, list[tuple[Passage, Vector]]]
 
 DIM = 64
 MAX_TOKENS = 128
 EMBEDDING_MODEL = "fakes/bag-of-words"
 INDEXED_AT = "2024-01-01T00:00:00+00:00"
 
-_COMPARISONS = {
-    "gt": operator.gt,
-    "gte": operator.ge,
-    "lt": operator.lt,
-    "lte": operator.le,
-    "ne": operator.ne,
-}
+_COMPARISONS = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le, "ne": operator.ne}
 
 
 def words_of(text: str) -> list[str]:
@@ -108,21 +103,13 @@ class FakeEmbedder:
         return np.random.default_rng(seed).standard_normal(self.dim)
 
 
-@dataclass(frozen=True)
-class Row:
-    """A stored passage and its vector."""
-
-    passage: Passage
-    vector: Vector
-
-
 @dataclass
 class FakeStore:
-    """Collections in memory: the document and its rows by document id."""
+    """Collections in memory: by document id, the document and its passages, each with its vector."""
 
-    collections: dict[str, dict[str, tuple[Document, list[Row]]]] = field(default_factory=dict)
+    collections: dict[str, dict[str, Stored]] = field(default_factory=dict)
 
-    def collection(self, name: str) -> dict[str, tuple[Document, list[Row]]]:
+    def collection(self, name: str) -> dict[str, Stored]:
         if name not in self.collections:
             raise NotFound(f"there is no collection {name!r}; create it or ingest documents into it")
         return self.collections[name]
@@ -142,12 +129,12 @@ class FakeRetriever:
         if request.mode != "vector":
             raise InvalidInput(f"search mode {request.mode!r} is not available; use 'vector'")
         rows = [row for _, rows in self.store.collection(request.collection).values() for row in rows]
-        if rows and rows[0].vector.shape != request.vector.shape:
+        if rows and rows[0][1].shape != request.vector.shape:
             raise IndexMismatch("the collection was indexed with another model; ingest it again")
         found = [
-            replace(row.passage, score=float(row.vector @ request.vector))
-            for row in rows
-            if all(_holds(row.passage, name, wanted) for name, wanted in (request.filter or {}).items())
+            replace(passage, score=float(vector @ request.vector))
+            for passage, vector in rows
+            if all(_holds(passage, name, wanted) for name, wanted in (request.filter or {}).items())
         ]
         found.sort(key=lambda passage: (-passage.score, passage.id))
         return Timed(found[: request.k], StageTiming())
@@ -180,7 +167,7 @@ class FakeReranker:
 
 @dataclass
 class FakeGenerator:
-    """Quotes the first source word by word and cites it. `fail_after` words it raises `faults.error`, if set.
+    """Quotes the first source word by word and cites it; its faults strike after `fail_after` words, if set.
 
     `num_running` counts generations that have begun and were neither finished nor closed.
     """
@@ -229,40 +216,32 @@ class FakeIndexer:
 
     async def index(self, collection: str, documents: Sequence[Document], budget_s: float) -> IndexReport:
         await self.faults.strike(budget_s)
-        indexed: list[str] = []
-        rejected: list[RejectedDocument] = []
-        counts = {"replaced": 0, "chunks": 0, "sentences": 0, "tokens": 0}
+        report = IndexReport((), 0, 0, 0, 0)
         for document in documents:
-            if document.id in indexed:
-                rejected.append(RejectedDocument(document.id, "the same id stands twice in one request"))
+            if document.id in report.indexed:
+                report = _rejecting(report, document, "the same id stands twice in one request")
             elif not document.text.strip():
-                rejected.append(RejectedDocument(document.id, "the document has no text"))
+                report = _rejecting(report, document, "the document has no text")
             else:
-                await self._write(collection, document, budget_s, counts)
-                indexed.append(document.id)
-        return IndexReport(
-            tuple(indexed),
-            counts["replaced"],
-            counts["chunks"],
-            counts["sentences"],
-            counts["tokens"],
-            tuple(rejected),
-        )
+                report = await self._write(report, collection, document, budget_s)
+        return report
 
-    async def _write(self, collection: str, document: Document, budget_s: float, counts: dict[str, int]) -> None:
+    async def _write(self, so_far: IndexReport, collection: str, document: Document, budget_s: float) -> IndexReport:
         chunks = list(re.finditer(r"\S(?:.*?\S)?(?=\s*(?:\n\s*\n|\Z))", document.text, re.DOTALL))
         texts = tuple(chunk.group() for chunk in chunks)
-        embedded = await self.embedder.embed(EmbedRequest(texts, "passage", "bulk"), budget_s)
-        rows = [
-            Row(self._passage(document, position, chunk), vector)
-            for position, (chunk, vector) in enumerate(zip(chunks, embedded.value.vectors, strict=True))
-        ]
+        embedded = (await self.embedder.embed(EmbedRequest(texts, "passage", "bulk"), budget_s)).value
+        passages = [self._passage(document, position, chunk) for position, chunk in enumerate(chunks)]
         stored = self.store.collections.setdefault(collection, {})
-        counts["replaced"] += document.id in stored
-        counts["chunks"] += len(rows)
-        counts["sentences"] += sum(len(re.findall(r"[.!?]+", text)) or 1 for text in texts)
-        counts["tokens"] += embedded.value.num_tokens
-        stored[document.id] = (document, rows)
+        report = IndexReport(
+            indexed=(*so_far.indexed, document.id),
+            replaced=so_far.replaced + (document.id in stored),
+            num_chunks=so_far.num_chunks + len(chunks),
+            num_sentences=so_far.num_sentences + sum(len(re.findall(r"[.!?]+", text)) or 1 for text in texts),
+            num_tokens=so_far.num_tokens + embedded.num_tokens,
+            rejected=so_far.rejected,
+        )
+        stored[document.id] = (document, list(zip(passages, embedded.vectors, strict=True)))
+        return report
 
     def _passage(self, document: Document, position: int, chunk: re.Match[str]) -> Passage:
         return Passage(
@@ -302,7 +281,7 @@ class FakeIndexer:
         self.store.collection(name)
         del self.store.collections[name]
 
-    def _stored(self, collection: str, document_id: str) -> tuple[Document, list[Row]]:
+    def _stored(self, collection: str, document_id: str) -> Stored:
         stored = self.store.collection(collection)
         if document_id not in stored:
             raise NotFound(f"there is no document {document_id!r} in collection {collection!r}")
@@ -310,20 +289,9 @@ class FakeIndexer:
 
     def _describe(self, name: str) -> CollectionInfo:
         stored = self.store.collections[name]
-        return CollectionInfo(
-            name, len(stored), sum(len(rows) for _, rows in stored.values()), EMBEDDING_MODEL, self.embedder.dim
-        )
+        num_chunks = sum(len(rows) for _, rows in stored.values())
+        return CollectionInfo(name, len(stored), num_chunks, EMBEDDING_MODEL, self.embedder.dim)
 
 
-class FakeStages:
-    """All fakes over one store, and a lane through them."""
-
-    def __init__(self, lane: LaneConfig | None = None) -> None:
-        self.embedder = FakeEmbedder()
-        self.store = FakeStore()
-        self.retriever = FakeRetriever(self.store)
-        self.reranker = FakeReranker()
-        self.generator = FakeGenerator()
-        self.indexer = FakeIndexer(self.store, self.embedder)
-        stages = Stages(self.embedder, self.retriever, self.reranker, self.generator)
-        self.lane = Lane(lane or LaneConfig(), ContextConfig(), stages, count_tokens)
+def _rejecting(report: IndexReport, document: Document, reason: str) -> IndexReport:
+    return replace(report, rejected=(*report.rejected, RejectedDocument(document.id, reason)))

@@ -25,7 +25,7 @@ HEADS = 2
 KEY_VALUE_HEADS = 1
 HEAD_DIM = 64  # the smallest that every vLLM attention backend takes
 INTERMEDIATE = 256
-MAX_LENGTH_TOKENS = 8192
+MAX_LENGTH_TOKENS = 32768
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -66,5 +66,5 @@ def cause_and_tail(message: str) -> str:
     if len(lines) == 1 or not causes:
         return lines[0] if len(lines) == 1 else "\n".join(lines[-TRACEBACK_TAIL_LINES:])
     last = causes[-1]
-    frames = lines[max(0, last - TRACEBACK_TAIL_LINES) : last]
+    frames = [line for line in lines[:last] if line.strip(" ^~")][-TRACEBACK_TAIL_LINES:]
     return "\n".join([*lines[last:], *(f"  {line}" for line in frames)])

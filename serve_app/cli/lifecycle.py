@@ -21,6 +21,7 @@ from serve_app.cli.processes import (
     listener,
     orphaned_haproxies,
     port_is_free,
+    stop_haproxies,
     stop_processes,
 )
 from serve_app.cli.render import Steps
@@ -104,7 +105,7 @@ def start_detached(arguments: Sequence[str], state_file: StateFile, progress: St
         child.terminate()
         child.wait()
         raise
-    tail = "".join(f"\n  {line}" for line in _tail(state_file.log_path, LOG_TAIL_LINES))
+    tail = "".join(f"\n  {line}" for line in _from_error(_tail(state_file.log_path, LOG_TAIL_LINES)))
     code = ExitCode.SERVER_STATE if child.returncode == ExitCode.SERVER_STATE else ExitCode.FAILED
     raise Failure(f"the server ended while starting; the end of {state_file.log_path}:{tail}", code=code)
 
@@ -126,13 +127,10 @@ def stop_server(state_file: StateFile, timeout_s: float, progress: Steps) -> Ser
     if state.server.is_alive():
         progress.update("it does not stop by itself; killing its processes")
         left += [process for process in descendants(server) if process not in left]
-    left = [process for process in left if process.is_running()]
-    haproxies = orphaned_haproxies(state.haproxy_config)
-    stop_processes([*left, *haproxies], grace_s=0)
-    # Only now have the HAProxies of killed workers become orphans.
-    stop_processes(more := orphaned_haproxies(state.haproxy_config), grace_s=0)
+    stop_processes([process for process in left if process.is_running()], grace_s=0)
+    left_haproxy = stop_haproxies(state.haproxy_config)
     state_file.remove()
-    return state if server is not None or haproxies or more else None
+    return state if server is not None or left_haproxy else None
 
 
 def _terminate(pid: int, progress: Steps) -> None:
@@ -151,6 +149,12 @@ def _tail(path: Path, lines: int) -> list[str]:
             return [line.rstrip() for line in deque(log, maxlen=lines)]
     except FileNotFoundError:
         return []
+
+
+def _from_error(lines: list[str]) -> list[str]:
+    """The lines from the last error that the server itself named; all of them if it died without a word."""
+    named = [index for index, line in enumerate(lines) if line.startswith("error: ")]
+    return lines[named[-1] :] if named else lines
 
 
 def _last_line(path: Path) -> str:

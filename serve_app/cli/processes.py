@@ -5,14 +5,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import shutil
 import socket
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
 CREATE_TIME_TOLERANCE_S = 2.0
+# A Ray worker notices the death of its driver within about three seconds, and ends.
+ORPHANING_TIMEOUT_S = 6.0
+
+_NODE_ID = re.compile(r"[0-9a-f]{56}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +79,38 @@ def is_orphaned(process: Any) -> bool:
         return True
 
 
-def orphaned_haproxies(config_path: str) -> list[Any]:
-    """The HAProxy processes that a server left behind, known by the configuration file only it has used."""
+def haproxies(config_path: str) -> list[Any]:
+    """The HAProxy processes that run with a configuration file."""
     if not config_path:
         return []
-    return [
-        process
-        for process in psutil.process_iter()
-        if haproxy_config_of(process) == config_path and is_orphaned(process)
-    ]
+    return [process for process in psutil.process_iter() if haproxy_config_of(process) == config_path]
+
+
+def orphaned_haproxies(config_path: str) -> list[Any]:
+    """Of the HAProxy processes with this configuration file, those that a dead server has left behind."""
+    return [process for process in haproxies(config_path) if is_orphaned(process)]
+
+
+def stop_haproxies(config_path: str) -> bool:
+    """Stop what a dead server's HAProxy left, waiting until the last worker of that server has let go of it."""
+    deadline = time.monotonic() + ORPHANING_TIMEOUT_S
+    stopped = False
+    while running := haproxies(config_path):
+        orphans = [process for process in running if is_orphaned(process)]
+        stop_processes(orphans, grace_s=0)
+        stopped = stopped or bool(orphans)
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    remove_haproxy_files(config_path)
+    return stopped
+
+
+def remove_haproxy_files(config_path: str) -> None:
+    """Remove what HAProxy kept beside its configuration, where Serve gave it a directory named after the node."""
+    directory = Path(config_path).parent
+    if config_path and _NODE_ID.fullmatch(directory.name):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def stop_processes(processes: Iterable[Any], grace_s: float) -> None:

@@ -6,21 +6,19 @@ import contextlib
 import io
 import logging
 import os
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from serve_app.cli.client import Client
 from serve_app.cli.deploy_status import failure_message, is_running, progress_line, unschedulable_message
 from serve_app.cli.exits import Failure
-from serve_app.cli.processes import ProcessId, descendants, haproxy_config_of, orphaned_haproxies, stop_processes
+from serve_app.cli.processes import ProcessId, descendants, haproxy_config_of, stop_haproxies, stop_processes
 from serve_app.cli.profile import Document
 from serve_app.cli.render import Steps, print_note
 from serve_app.cli.state import ServerState, StateFile
@@ -114,12 +112,8 @@ class Server:
         self._sweep(LEFTOVER_GRACE_S)
 
     def _sweep(self, grace_s: float) -> None:
-        config_path = self._state.haproxy_config
-        running = [process for process in self._family if process.is_running()]
-        stop_processes(running, grace_s)
-        stop_processes(orphaned_haproxies(config_path), grace_s=0)
-        if config_path:
-            shutil.rmtree(Path(config_path).parent, ignore_errors=True)
+        stop_processes([process for process in self._family if process.is_running()], grace_s)
+        stop_haproxies(self._state.haproxy_config)
         self.plan.state_file.remove()
 
     def _handle_signals(self) -> None:

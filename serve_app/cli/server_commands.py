@@ -68,13 +68,15 @@ def up_command(
         out.print(f"raglane is ready at {plan.url}; `raglane down{_data_argument(data)}` stops it")
         return
     check_arguments(plan.document)
+    is_ready = False
     try:
         with serving(plan) as server:
+            is_ready = True
             first_steps(plan.url, ask, ingest_if_empty, collection)
             out.print(f"\nraglane is ready at {plan.url} (Ctrl-C stops it)")
             server.wait()
     except KeyboardInterrupt:
-        raise typer.Exit(ExitCode.OK) from None
+        raise typer.Exit(ExitCode.OK if is_ready else ExitCode.FAILED) from None
 
 
 def _plan(

@@ -26,7 +26,7 @@ from tests.tiny_llm import MAX_LENGTH_TOKENS, make_tiny_llm
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
-LONG = 6000  # tokens of an answer that no test waits for
+LONG = 30_000  # tokens of an answer that takes the engine much longer than a test waits
 
 
 @dataclass(frozen=True)
@@ -142,28 +142,30 @@ async def test_concurrent_streams_all_finish(generator: Generator) -> None:
 async def test_closing_a_stream_frees_the_engine_and_leaves_its_neighbour_alone(generator: Generator) -> None:
     written = _metric("vllm_generation_tokens_total")
     closed, kept = generator.generate(max_tokens=LONG), generator.generate(max_tokens=LONG, seed=1)
-    for stream in (closed, kept):
-        assert isinstance(await anext(stream), Delta)
     await _eventually(lambda: _metric("vllm_num_requests_running") == 2)
 
     closed.cancel()  # type: ignore[attr-defined]
 
     await _eventually(lambda: _metric("vllm_num_requests_running") == 1)
-    assert isinstance(await anext(kept), Delta)
     kept.cancel()  # type: ignore[attr-defined]
     await _eventually(lambda: _metric("vllm_num_requests_running") == 0)
-    assert _metric("vllm_generation_tokens_total") - written < 2 * LONG
+    assert _metric("vllm_generation_tokens_total") - written < LONG, "an answer ran to its end"
     assert (await generator.answer(max_tokens=5))[1].usage.completion_tokens == 5
 
 
 async def test_an_answer_past_its_deadline_is_cut_off_in_the_engine_too(generator: Generator) -> None:
     written = _metric("vllm_generation_tokens_total")
+    neighbour = generator.generate(max_tokens=LONG)
+    late = asyncio.ensure_future(generator.answer(max_tokens=LONG, budget_s=4.0))
+    await _eventually(lambda: _metric("vllm_num_requests_running") == 2)
 
     with pytest.raises(DeadlineExceeded):
-        await generator.answer(max_tokens=LONG, budget_s=0.5)
+        await late
 
+    await _eventually(lambda: _metric("vllm_num_requests_running") == 1)
+    neighbour.cancel()  # type: ignore[attr-defined]
     await _eventually(lambda: _metric("vllm_num_requests_running") == 0)
-    assert _metric("vllm_generation_tokens_total") - written < LONG
+    assert _metric("vllm_generation_tokens_total") - written < LONG, "an answer ran to its end"
 
 
 def test_an_unknown_engine_argument_fails_the_build_by_name(cluster: None, tmp_path: Path) -> None:
