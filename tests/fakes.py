@@ -176,11 +176,13 @@ class FakeGenerator:
     faults: Faults = field(default_factory=Faults)
     fail_after: int | None = None
     num_running: int = 0
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
     requests: list[GenerateRequest] = field(default_factory=list)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
         self.requests.append(request)
         self.num_running += 1
+        self.begun.set()
         try:
             if self.fail_after is None:
                 await self.faults.strike(request.budget_s)

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from serve_app.cli.environment import fixed_ports
 from serve_app.cli.exits import ExitCode, Failure
@@ -55,9 +54,10 @@ def _check_no_other_server(state_file: StateFile) -> None:
             f"Use it, stop it with {down}, or start another one with its own --data and --port.",
             ExitCode.SERVER_STATE,
         )
-    if left := orphaned_haproxies(state.haproxy_config):
+    left = {process for recorded in state.processes if (process := recorded.find()) is not None}
+    if left |= set(orphaned_haproxies(state.haproxy_config)):
         raise Failure(
-            f"a server that has died left its HAProxy running: {', '.join(describe(process) for process in left)}.",
+            f"a server that has died left processes running: {', '.join(sorted(map(describe, left)))}.",
             f"Stop it with {down}.",
             ExitCode.SERVER_STATE,
         )
@@ -116,21 +116,22 @@ def stop_server(state_file: StateFile, timeout_s: float, progress: Steps) -> Ser
     if state is None:
         return None
     server = state.server.find()
-    left: list[Any] = []
+    left = [process for recorded in state.processes if (process := recorded.find()) is not None]
+    anything_ran = server is not None or bool(left)
     if server is not None:
-        left = [server, *descendants(server)]
+        left = [server, *left, *descendants(server)]
         _terminate(server.pid, progress)
         deadline = time.monotonic() + timeout_s
         while state.server.is_alive() and time.monotonic() < deadline:
             progress.update(f"stopping the server (pid {server.pid})")
             time.sleep(POLL_INTERVAL_S)
-    if state.server.is_alive():
-        progress.update("it does not stop by itself; killing its processes")
-        left += [process for process in descendants(server) if process not in left]
-    stop_processes([process for process in left if process.is_running()], grace_s=0)
-    left_haproxy = stop_haproxies(state.haproxy_config)
+        if state.server.is_alive():
+            progress.update("it does not stop by itself; killing its processes")
+            left += descendants(server)
+    stop_processes({process for process in left if process.is_running()}, grace_s=0)
+    anything_ran = stop_haproxies(state.haproxy_config) or anything_ran
     state_file.remove()
-    return state if server is not None or left_haproxy else None
+    return state if anything_ran else None
 
 
 def _terminate(pid: int, progress: Steps) -> None:

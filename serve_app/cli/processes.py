@@ -59,6 +59,15 @@ def descendants(process: Any | None = None) -> list[Any]:
         return []
 
 
+def identify(processes: Iterable[Any]) -> tuple[ProcessId, ...]:
+    """The ids of those processes that are still alive."""
+    ids = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            ids.append(ProcessId.of(process))
+    return tuple(ids)
+
+
 def haproxy_config_of(process: Any) -> str:
     """The configuration file that a HAProxy process was started with; empty for any other process."""
     try:

@@ -16,9 +16,15 @@ from types import FrameType
 from typing import Any
 
 from serve_app.cli.client import Client
-from serve_app.cli.deploy_status import failure_message, is_running, progress_line, unschedulable_message
+from serve_app.cli.deploy_status import (
+    cause_and_tail,
+    failure_message,
+    is_running,
+    progress_line,
+    unschedulable_message,
+)
 from serve_app.cli.exits import Failure
-from serve_app.cli.processes import ProcessId, descendants, haproxy_config_of, stop_haproxies, stop_processes
+from serve_app.cli.processes import ProcessId, descendants, haproxy_config_of, identify, stop_haproxies, stop_processes
 from serve_app.cli.profile import Document
 from serve_app.cli.render import Steps, print_note
 from serve_app.cli.state import ServerState, StateFile
@@ -80,23 +86,31 @@ class Server:
         self.plan.state_file.write(self._state)
         self._handle_signals()
         progress.update("importing Ray Serve")
-        schema = self._validated_schema()
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        try:
+            self._bring_up(self._validated_schema(), progress)
+        except (RayError, RayServeException, RuntimeError, OSError, ValueError) as error:
+            raise Failure(f"Ray Serve failed: {cause_and_tail(str(error))}", self._where_logs_are()) from error
+
+    def _bring_up(self, schema: Any, progress: Steps) -> None:
         progress.update("starting Ray")
         self._start_ray()
         progress.update("starting Serve")
         self._deploy(schema)
-        self._record_haproxy()
+        self._record_processes()
         self._wait_until_running(progress)
         self._wait_until_ready(progress)
         self._state = replace(self._state, status="ready")
-        self._record_haproxy()
+        self._record_processes()
 
     def wait(self) -> None:
         """Serve until a signal interrupts; raises Failure if Ray dies."""
         backbone = [process for process in descendants() if process.name() in ("raylet", "gcs_server")]
         while all(process.is_running() and process.status() != "zombie" for process in backbone):
             time.sleep(1)
-        raise Failure("Ray has died.", f"Its logs are in {self._logs}.")
+        raise Failure("Ray has died.", self._where_logs_are())
 
     def stop(self, progress: Steps) -> None:
         """Finish what is in flight, then stop Serve, Ray and HAProxy. A second signal skips to the end."""
@@ -191,7 +205,7 @@ class Server:
         while not is_running(applications := self._applications()):
             progress.update(progress_line(applications))
             if cause := failure_message(applications):
-                raise Failure(cause, f"\nAll logs: {self._logs}")
+                raise Failure(cause, self._where_logs_are())
             stuck = unschedulable_message(applications)
             now = time.monotonic()
             give_up_at = (give_up_at or now + UNSCHEDULABLE_PATIENCE_S) if stuck else None
@@ -207,13 +221,18 @@ class Server:
                     return
                 progress.update(f"waiting for {', '.join(_not_ready(stages)) or 'the HTTP ingress'}")
                 if cause := failure_message(self._applications()):
-                    raise Failure(cause, f"\nAll logs: {self._logs}")
+                    raise Failure(cause, self._where_logs_are())
                 time.sleep(POLL_INTERVAL_S)
 
-    def _record_haproxy(self) -> None:
-        for process in descendants():
+    def _where_logs_are(self) -> str:
+        return f"\nAll logs: {self._logs}" if self._logs else ""
+
+    def _record_processes(self) -> None:
+        family = descendants()
+        for process in family:
             if config_path := haproxy_config_of(process):
                 self._state = replace(self._state, haproxy=ProcessId.of(process), haproxy_config=config_path)
+        self._state = replace(self._state, processes=identify(family))
         self.plan.state_file.write(self._state)
 
 

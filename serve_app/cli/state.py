@@ -14,7 +14,8 @@ from serve_app.cli.processes import ProcessId
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """One server. `haproxy_config` is the file that its HAProxy, and no other server's, was started with."""
+    """One server. `haproxy_config` is the file that its HAProxy, and no other server's, was started with;
+    `processes` are those that it had started when it last wrote, should it die without stopping them."""
 
     server: ProcessId
     status: Literal["starting", "ready"]
@@ -25,6 +26,7 @@ class ServerState:
     started_at: float
     haproxy: ProcessId | None = None
     haproxy_config: str = ""
+    processes: tuple[ProcessId, ...] = ()
 
 
 class StateFile:
@@ -42,6 +44,7 @@ class StateFile:
             fields["server"] = ProcessId(**fields["server"])
             if fields.get("haproxy") is not None:
                 fields["haproxy"] = ProcessId(**fields["haproxy"])
+            fields["processes"] = tuple(ProcessId(**process) for process in fields["processes"])
             return ServerState(**fields)
         except FileNotFoundError:
             return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import os
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
@@ -55,12 +54,12 @@ def _request(content: str, budget_s: float = 120.0, **options: Any) -> GenerateR
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    os.environ["RAY_metrics_report_interval_ms"] = "1000"
-    ray.init(address="local", num_cpus=4, object_store_memory=200 * 2**20, include_dashboard=False)
-    yield
-    serve.shutdown()
-    ray.shutdown()
-    del os.environ["RAY_metrics_report_interval_ms"]
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_metrics_report_interval_ms", "1000")
+        ray.init(address="local", num_cpus=4, object_store_memory=200 * 2**20, include_dashboard=False)
+        yield
+        serve.shutdown()
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -125,8 +125,8 @@ async def test_a_client_that_leaves_stops_the_generator(fakes: FakeServices, str
     fakes.generator.fail_after = 2
     fakes.generator.faults.delay_s = 30
     request = RawRequest(fakes.api(), "/v1/answers", {"question": "What pulls the tides?", "stream": stream})
-    while not fakes.generator.num_running:
-        await asyncio.sleep(0)
+    await fakes.generator.begun.wait()
+    assert fakes.generator.num_running == 1
     request.hang_up()
     await asyncio.wait_for(request.served, 5)
     assert fakes.generator.num_running == 0
@@ -139,8 +139,8 @@ async def test_a_client_that_leaves_between_two_tokens_stops_the_generator(fakes
     assert start["status"] == 200
     first = await request.sent.get()
     assert first["body"].startswith(b"event: sources\n")
-    while not fakes.generator.num_running:
-        await asyncio.sleep(0)
+    await fakes.generator.begun.wait()
+    assert fakes.generator.num_running == 1
     request.hang_up()
     await asyncio.wait_for(request.served, 5)
     assert fakes.generator.num_running == 0

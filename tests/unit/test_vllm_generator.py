@@ -196,11 +196,12 @@ class TestConfig:
         assert done.stdout.strip() == "[]"
 
 
-class TestTokenCounter:
-    @pytest.fixture(scope="class")
-    def model(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        return make_tiny_llm(tmp_path_factory.mktemp("tiny"))
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llm(tmp_path_factory.mktemp("tiny"))
 
+
+class TestTokenCounter:
     @pytest.mark.parametrize("text", ["", "Who built the bridge?", "Ünïcödé 🙂\n\n", "word " * 500])
     def test_counts_what_the_tokenizer_makes_of_the_text(self, model: Path, text: str) -> None:
         counter = TokenCounter(str(model))
