@@ -6,7 +6,7 @@ Durations are float seconds, measured with a monotonic clock where the work happ
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -285,7 +285,7 @@ class Reranks(Protocol):
 class Generates(Protocol):
     """Writes an answer: any number of `Delta`, then exactly one `Generated`; closing the iterator stops the work."""
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[GenerationEvent]: ...
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]: ...
 
 
 class Indexes(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +110,7 @@ class ExtractiveAnswerer:
         self._config = settings.generator.extractive
         self._evidence = SentenceEvidence(settings.store, embedder, self._config.cache_bytes)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]:
         """One `Delta` per sentence. `max_tokens` counts words; usage does, too: there is no tokenizer here."""
         started = time.perf_counter()
         candidates = [Candidate(source.passage.text, source.passage.id) for source in request.sources]
@@ -154,7 +154,7 @@ class Generator:
         settings = GeneratorSettings(generator=config, store=store)
         self._engine: Generates = load_engine(config.engine, settings, RemoteEmbedder(embedder))
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]:
         """The engine's events, none of them after the request's budget."""
         expires_at = asyncio.get_running_loop().time() + request.budget_s
         events = self._engine.generate(request)

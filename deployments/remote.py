@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Protocol, cast
 
 from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
@@ -126,7 +126,7 @@ class RemoteGenerator:
     def __init__(self, handle: Handle) -> None:
         self._handle = handle.options(stream=True)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]:
         """The generator's events. Closing the iterator cancels the remote generation; no event after `budget_s`."""
         stream = self._handle.generate.remote(request)
         loop = asyncio.get_running_loop()

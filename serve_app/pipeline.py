@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from deployments.contracts import (
     Embeds,
     GenerateRequest,
     Generates,
+    GenerationEvent,
     GenerationOptions,
     Passage,
     RerankRequest,
@@ -29,7 +31,7 @@ from deployments.contracts import (
     Usage,
     Vector,
 )
-from deployments.errors import DeadlineExceeded, InvalidInput, StageError
+from deployments.errors import DeadlineExceeded, EngineFailed, InvalidInput, StageError
 from deployments.parsing import QUESTION_MAX_CHARS, parse_question
 from deployments.ranking import blend
 from deployments.rewriting import rewrite
@@ -128,15 +130,13 @@ class Lane:
         found, _ = await self._retrieve(query, deadline)
         return found
 
-    async def answer(self, question: Question, deadline: Deadline) -> AsyncIterator[AnswerEvent]:
+    async def answer(self, question: Question, deadline: Deadline) -> AsyncGenerator[AnswerEvent]:
         """The answer as events: `SourcesChosen`, any number of `Delta`, `Answered`. Closing it stops the generator."""
         found, vector = await self._retrieve(question.query, deadline)
         trace = found.trace
         with trace.local("context"):
             sources = choose_sources(found.passages, self._context, self._count_tokens)
             messages = prompt_messages(question.query.text, sources, self._context)
-        yield SourcesChosen(sources)
-
         request = GenerateRequest(
             question=question.query.text,
             sources=sources,
@@ -149,14 +149,17 @@ class Lane:
         )
         started = time.perf_counter()
         text: list[str] = []
-        async for event in self._stages.generator.generate(request):
-            if isinstance(event, Delta):
+        async with aclosing(self._stages.generator.generate(request)) as events:
+            # A generator that refuses (a prompt too long, say) does so here, while the answer can still be an error.
+            event = await _next_event(events)
+            yield SourcesChosen(sources)
+            while isinstance(event, Delta):
                 text.append(event.text)
                 yield event
-                continue
-            trace.add("generate", time.perf_counter() - started, event.timing)
-            cited = cited_sources("".join(text), sources)
-            yield Answered(cited, event.finish_reason, event.generator, event.usage, found.degraded, trace)
+                event = await _next_event(events)
+        trace.add("generate", time.perf_counter() - started, event.timing)
+        cited = cited_sources("".join(text), sources)
+        yield Answered(cited, event.finish_reason, event.generator, event.usage, found.degraded, trace)
 
     async def _retrieve(self, query: Query, deadline: Deadline) -> tuple[Found, Vector]:
         trace = Trace()
@@ -200,3 +203,10 @@ class Lane:
         scored = await self._stages.reranker.rerank(request, deadline.remaining_s())
         trace.add("rerank", time.perf_counter() - started, scored.timing)
         return blend(passages, scored.value, self.config.rerank_weight)
+
+
+async def _next_event(events: AsyncGenerator[GenerationEvent]) -> GenerationEvent:
+    event = await anext(events, None)
+    if event is None:
+        raise EngineFailed("the generator broke off before the end of its answer")
+    return event

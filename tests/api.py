@@ -59,8 +59,8 @@ class FakeServices:
     async def _readiness(self) -> Mapping[str, str]:
         return self.readiness
 
-    def api(self) -> FastAPI:
-        services = Services(
+    def services(self) -> Services:
+        return Services(
             lane=self.lane,
             indexer=self.indexer,
             embedder=self.embedder,
@@ -72,7 +72,9 @@ class FakeServices:
             embedding_max_tokens=MAX_TOKENS,
             http=self.http,
         )
-        return create_api(services)
+
+    def api(self) -> FastAPI:
+        return create_api(self.services())
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.api()), base_url="http://raglane")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Self
@@ -14,6 +16,7 @@ from deployments.ingestion.markup import MARKDOWN_SUFFIXES
 from deployments.section import Section
 
 _TITLE_SHARE = 4  # a title takes at most one part in so many of the budget
+_LONG_LINE_CHUNKS = 8
 
 
 class ChunkingConfig(Section):
@@ -64,6 +67,7 @@ class Chunker:
     """
 
     def __init__(self, config: ChunkingConfig, tokenizer_file: str | Path) -> None:
+        from semantic_text_splitter import MarkdownSplitter, TextSplitter
         from tokenizers import Tokenizer
 
         if not Path(tokenizer_file).is_file():
@@ -71,13 +75,15 @@ class Chunker:
         self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._markdown_splitter, self._text_splitter = MarkdownSplitter, TextSplitter
         self._config = config
         self._max_chars = config.chunk_tokens * config.max_chars_per_token
+        self._long_line_chars = self._max_chars * _LONG_LINE_CHUNKS
+        self._long_line = re.compile(rf"^[^\n]{{{self._long_line_chars},}}", re.MULTILINE)
 
     def split(self, document: Document) -> list[Chunk]:
         """Return the chunks in the order of the text, none for whitespace. Raises InvalidInput for lone surrogates."""
-        from semantic_text_splitter import MarkdownSplitter, TextSplitter
-
+        _require_encodable(document)
         heading = self.heading(document.title)
         heading_tokens = self._num_tokens(heading)
         capacity = self._config.chunk_tokens - heading_tokens
@@ -89,13 +95,14 @@ class Chunker:
             return self._num_tokens(heading + text) - heading_tokens
 
         is_markdown = PurePosixPath(document.source).suffix.lower() in MARKDOWN_SUFFIXES
-        splitter_class = MarkdownSplitter if is_markdown else TextSplitter
+        splitter_class = self._markdown_splitter if is_markdown else self._text_splitter
         splitter = splitter_class.from_callback(size, capacity, self._config.overlap_tokens)
-        try:
-            pieces = splitter.chunk_indices(document.text)
-        except UnicodeEncodeError as error:
-            raise InvalidInput(f"the text has half of a surrogate pair at character {error.start}") from None
-        spans = [(start, text) for start, text in pieces if not text.isspace()]
+        spans = [
+            (section_start + start, text)
+            for section_start, section in self._sections(document.text)
+            for start, text in splitter.chunk_indices(section)
+            if not text.isspace()
+        ]
         counts = self._count_all([heading + text for _, text in spans])
         return [
             Chunk(text, start, start + len(text), count - heading_tokens)
@@ -113,8 +120,27 @@ class Chunker:
             title = title[: offsets[limit - 1][1]].rstrip()
         return f"{title}\n"
 
+    def _sections(self, text: str) -> Iterator[tuple[int, str]]:
+        """Yield `text` with its offset, cut only inside lines so long that the splitter's quadratic time would hurt."""
+        start = 0
+        for line in self._long_line.finditer(text):
+            begin, end = line.span()
+            while end - begin > self._long_line_chars:
+                begin = text.rfind(" ", begin, begin + self._long_line_chars) + 1 or begin + self._long_line_chars
+                yield start, text[start:begin]
+                start = begin
+        yield start, text[start:]
+
     def _num_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode(text))
 
     def _count_all(self, texts: list[str]) -> list[int]:
         return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(texts)]
+
+
+def _require_encodable(document: Document) -> None:
+    try:
+        document.title.encode()
+        document.text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"the title or text has half of a surrogate pair at character {error.start}") from None

@@ -167,26 +167,28 @@ def _printable(name: str) -> str:
 def _decode(raw: bytes, declared: str | None) -> str:
     if not raw:
         raise _Unusable("empty file")
-    for bom, encoding in _BOMS:
-        if raw.startswith(bom):
-            return _decode_as(raw, encoding) or _refuse_encoding()
-    if b"\0" in raw:
+    marked = next((encoding for bom, encoding in _BOMS if raw.startswith(bom)), None)
+    if marked is None and b"\0" in raw:
         raise _Unusable("it has NUL bytes: a binary file, or UTF-16 without a byte order mark; convert text to UTF-8")
-    return (
-        _decode_as(raw, "utf-8-sig") or (declared and _decode_as(raw, declared)) or _detect(raw) or _refuse_encoding()
-    )
+    for encoding in (marked,) if marked else ("utf-8-sig", declared):
+        if encoding and (text := _decode_as(raw, encoding)) is not None:
+            return text
+    if marked is None and (text := _detect(raw)) is not None:
+        return text
+    raise _Unusable("not UTF-8, and its encoding can't be told for sure; convert it to UTF-8")
 
 
 def _decode_as(raw: bytes, encoding: str) -> str | None:
     try:
         return raw.decode(encoding)
-    except (UnicodeDecodeError, LookupError):
+    except (ValueError, LookupError):
         return None
 
 
 def _declared_charset(raw: bytes) -> str | None:
     match = _HTML_CHARSET.search(raw[:2048])
-    return match[1].decode("ascii", "ignore") if match else None
+    # A declaration that can be read as ASCII is not in UTF-16, whatever it says.
+    return match[1].decode("ascii", "ignore") if match and not match[1].lower().startswith(b"utf-16") else None
 
 
 def _detect(raw: bytes) -> str | None:
@@ -201,10 +203,6 @@ def _detect(raw: bytes) -> str | None:
     if any(rival.coherence >= best.coherence for rival in rivals):
         return None
     return str(best)
-
-
-def _refuse_encoding() -> NoReturn:
-    raise _Unusable("not UTF-8, and its encoding can't be told for sure; convert it to UTF-8")
 
 
 def _load_json_lines(found: _Found) -> Iterator[Document | RejectedDocument]:

@@ -152,7 +152,7 @@ def show_stream(events: Iterable[ServerEvent], *, as_json: bool) -> None:
         elif event.name == "token":
             out.print(Text(str(data.get("text", ""))), end="")
         if event.name == "sources":
-            answer["citations"] = data.get("citations") or data.get("sources") or []
+            answer["citations"] = data.get("sources") or []
         elif event.name == "error":
             error = data.get("error", data)
             raise Failure(f"the answer broke off: {error.get('message', event.data)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -55,7 +54,8 @@ def _check_no_other_server(state_file: StateFile) -> None:
             ExitCode.SERVER_STATE,
         )
     left = {process for recorded in state.processes if (process := recorded.find()) is not None}
-    if left |= set(orphaned_haproxies(state.haproxy_config)):
+    left.update(orphaned_haproxies(state.haproxy_config))
+    if left:
         raise Failure(
             f"a server that has died left processes running: {', '.join(sorted(map(describe, left)))}.",
             f"Stop it with {down}.",
@@ -81,14 +81,14 @@ def _check_port(host: str, port: int, use: str, remedy: str) -> None:
     raise Failure(f"port {port} ({use}) is taken by {describe(holder)}.", remedy, ExitCode.SERVER_STATE)
 
 
-def start_detached(arguments: Sequence[str], state_file: StateFile, progress: Steps) -> ServerState:
-    """Run `raglane up` with `arguments` in a session of its own and return when it is ready.
+def start_detached(command: Sequence[str], state_file: StateFile, progress: Steps) -> ServerState:
+    """Run a server's command in a session of its own and return when it is ready.
 
     Raises Failure with the end of its log if it ends before.
     """
     with state_file.log_path.open("wb") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "serve_app.cli.main", "up", *arguments],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

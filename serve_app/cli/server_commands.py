@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,7 +64,7 @@ def up_command(
     check_before_start(plan.state_file, plan.host, plan.port, os.environ)
     if detach:
         with Steps("starting") as progress:
-            start_detached(_arguments(plan, config), plan.state_file, progress)
+            start_detached(_foreground_command(plan, config), plan.state_file, progress)
         first_steps(plan.url, ask, ingest_if_empty, collection)
         out.print(f"raglane is ready at {plan.url}; `raglane down{_data_argument(data)}` stops it")
         return
@@ -91,12 +92,22 @@ def _plan(
     return ServerPlan(document, profile if config is None else str(path), StateFile(directory), verbose)
 
 
-def _arguments(plan: ServerPlan, config: Path | None) -> list[str]:
-    """The options of an `up` in the foreground that serves this plan."""
+def _foreground_command(plan: ServerPlan, config: Path | None) -> list[str]:
+    """The `raglane up` that serves this plan in the foreground."""
     source = ["--config", str(config)] if config is not None else ["--profile", plan.profile]
     address = ["--host", plan.host, "--port", str(plan.port)]
     verbose = ["--verbose"] if plan.verbose else []
-    return [*source, *address, "--data", str(plan.state_file.data_dir), *verbose]
+    return [
+        sys.executable,
+        "-m",
+        "serve_app.cli.main",
+        "up",
+        *source,
+        *address,
+        "--data",
+        str(plan.state_file.data_dir),
+        *verbose,
+    ]
 
 
 def _data_argument(data: Path | None) -> str:

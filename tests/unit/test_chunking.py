@@ -125,14 +125,22 @@ def test_a_word_that_counts_as_one_token_is_cut_by_its_characters() -> None:
     assert max(len(chunk.text) for chunk in chunks) <= BUDGET * ChunkingConfig().max_chars_per_token
 
 
+@pytest.mark.parametrize("word", ["deadbeef" * 12 + " ", "漢字", "x"])
+def test_a_line_without_an_end_keeps_the_promises(word: str) -> None:
+    given_document = document("Before.\n\n" + word * (6_000 // len(word)) + "\n\nAfter.")
+
+    assert_promises(CHUNKER.split(given_document), given_document, CHUNKER, BUDGET)
+
+
 @pytest.mark.parametrize("text", ["", "   ", "\r\n\t\n", "\u00a0\u2003", "\x1c\x1d"])
 def test_whitespace_has_no_chunks(text: str) -> None:
     assert CHUNKER.split(document(text)) == []
 
 
-def test_half_a_surrogate_pair_is_invalid_input_that_says_where() -> None:
+@pytest.mark.parametrize(("text", "title"), [("abc\ud83d", ""), ("text", "abc\ud83d")])
+def test_half_a_surrogate_pair_is_invalid_input_that_says_where(text: str, title: str) -> None:
     with pytest.raises(InvalidInput, match="character 3"):
-        CHUNKER.split(document("abc\ud83d"))
+        CHUNKER.split(document(text, title))
 
 
 def test_the_truncation_stored_with_the_tokenizer_does_not_hide_tokens(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_a_path_that_does_not_exist_is_refused_before_anything_is_read(tmp_path:
     [
         ("a.txt", b"", "empty file"),
         ("a.txt", b" \n\t ", "no text"),
+        ("a.txt", b"\xef\xbb\xbf", "no text"),
         ("a.html", b"<script>var x = 1;</script>", "no text"),
         ("a.txt", b"text\0more", "NUL bytes"),
         ("a.txt", "na\u00efve caf\u00e9".encode("latin-1"), "convert it to UTF-8"),
