@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from deployments.store import StoreConfig, Tables, where_ids
 
 Spans = NDArray[np.int32]
 Int8Vectors = NDArray[np.int8]
+# Collection, passage id and hash of the passage's text.
+Stored = tuple[str, str, int]
 
 
 def quantise(vectors: Vector) -> Int8Vectors:
@@ -62,30 +65,51 @@ class SentenceStore:
         self._tables = Tables(store)
         self._max_bytes = max_bytes
         self._num_bytes = 0
-        self._cache: OrderedDict[tuple[str, int, str], Sentences] = OrderedDict()
+        self._cache: OrderedDict[Stored, Sentences] = OrderedDict()
 
-    async def lookup(self, collection: str, ids: Sequence[str]) -> dict[str, Sentences]:
-        """The sentences of every passage stored under one of `ids`. Raises NotFound for an unknown collection."""
-        table = await self._tables.table(collection)
-        # A new version of the table may hold other text under the same passage id.
-        version = await table.version()
+    async def lookup(self, collection: str, passages: Mapping[str, str]) -> dict[str, Sentences]:
+        """Sentences by passage id, of those of `passages` (id to text) that are stored with this very text.
+
+        A passage whose document was replaced since it was found is not among them: its sentences are no longer stored.
+        Raises NotFound for an unknown collection.
+        """
         found: dict[str, Sentences] = {}
         missing: list[str] = []
-        for passage_id in dict.fromkeys(ids):
-            cached = self._cache.get((collection, version, passage_id))
-            if cached is None:
-                missing.append(passage_id)
+        for passage_id, text in passages.items():
+            # The text is part of the key: another text may stand under the same id by now, even in a new collection.
+            key = (collection, passage_id, hash(text))
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                found[passage_id] = self._cache[key]
             else:
-                self._cache.move_to_end((collection, version, passage_id))
-                found[passage_id] = cached
+                missing.append(passage_id)
         if missing:
-            query = table.query().where(where_ids("id", missing)).select(["id", "sentence_spans", "sentence_vectors"])
-            for row in (await query.to_arrow()).to_pylist():
-                found[row["id"]] = _sentences(row["sentence_spans"], row["sentence_vectors"])
-                self._remember((collection, version, row["id"]), found[row["id"]])
+            for row in await self._rows(collection, missing):
+                if row["text"] == passages[row["id"]]:
+                    found[row["id"]] = _sentences(row["sentence_spans"], row["sentence_vectors"])
+                    self._remember((collection, row["id"], hash(row["text"])), found[row["id"]])
         return found
 
-    def _remember(self, key: tuple[str, int, str], sentences: Sentences) -> None:
+    async def _rows(self, collection: str, ids: list[str]) -> list[dict[str, Any]]:
+        columns = ["id", "text", "sentence_spans", "sentence_vectors"]
+
+        async def read() -> list[dict[str, Any]]:
+            table = await self._tables.table(collection)
+            result = await table.query().where(where_ids("id", ids)).select(columns).to_arrow()
+            rows: list[dict[str, Any]] = result.to_pylist()
+            return rows
+
+        try:
+            return await read()
+        except (ValueError, RuntimeError, OSError):
+            # The table may have been deleted and made anew since it was opened.
+            self._tables.forget(collection)
+            return await read()
+
+    def _remember(self, key: Stored, sentences: Sentences) -> None:
+        if key in self._cache:
+            # Another lookup was after the same passage.
+            return
         self._cache[key] = sentences
         self._num_bytes += sentences.num_bytes
         while self._num_bytes > self._max_bytes and self._cache:
@@ -127,12 +151,13 @@ class SentenceEvidence:
         if query_vector is None:
             embedded = await self._embedder.embed(EmbedRequest((query,)), budget_s)
             query_vector = embedded.value.vectors[0]
-        ids = [candidate.id for candidate in candidates if candidate.id]
-        stored = await self._store.lookup(collection, ids) if ids and collection else {}
-        adhoc = [candidate for candidate in candidates if candidate.id not in stored]
-        fresh = await self._embed(adhoc, budget_s) if adhoc else []
-        fresh_in_order = iter(fresh)
-        sentences = [stored[c.id] if c.id in stored else next(fresh_in_order) for c in candidates]
+        passages = {candidate.id: candidate.text for candidate in candidates if candidate.id}
+        found = await self._store.lookup(collection, passages) if passages and collection else {}
+        # Of two candidates under one id, the lookup saw the text of the last.
+        stored = [found.get(c.id) if passages.get(c.id) == c.text else None for c in candidates]
+        adhoc = [candidate for candidate, known in zip(candidates, stored, strict=True) if known is None]
+        fresh = iter(await self._embed(adhoc, budget_s) if adhoc else [])
+        sentences = [next(fresh) if known is None else known for known in stored]
         return await asyncio.get_running_loop().run_in_executor(self._thread, _score_all, sentences, query_vector)
 
     async def _embed(self, candidates: Sequence[Candidate], budget_s: float) -> list[Sentences]:

@@ -31,10 +31,10 @@ class HopConfig(Section):
     """How calls to one stage are coalesced."""
 
     max_calls_in_flight: int = Field(4, ge=1, description="Calls to the stage that may be under way at once.")
-    max_call_weight: int = Field(
-        1024,
+    max_call_bytes: int = Field(
+        2 * 2**20,
         ge=1,
-        description="Texts, passages or candidates that one call may carry, to stay under the message limit.",
+        description="What the requests and answers of one call may come to, by estimate; messages end at 4 MB.",
     )
     max_waiting: int = Field(2048, ge=1, description="Requests that may wait for a call; more are refused as overload.")
 
@@ -72,7 +72,7 @@ async def _serve_one(
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[Request, Value]):
     request: Request
-    weight: int
+    size_bytes: int
     expires_at: float
     future: asyncio.Future[Timed[Value]]
 
@@ -94,15 +94,15 @@ class Hop(Generic[Request, Value]):
         self._in_flight: set[asyncio.Task[None]] = set()
         self._pump_scheduled = False
 
-    async def __call__(self, request: Request, budget_s: float, weight: int = 1) -> Timed[Value]:
-        """Send one request; `weight` is its share of a call, in texts, passages or candidates.
+    async def __call__(self, request: Request, budget_s: float, size_bytes: int = 0) -> Timed[Value]:
+        """Send one request; `size_bytes` estimates what it and its answer take of a call.
 
         Raises the request's own error, Overloaded when too many wait, DeadlineExceeded after `budget_s` seconds.
         """
         if len(self._waiting) >= self._config.max_waiting:
             raise Overloaded(f"{len(self._waiting)} requests wait for the {self._name} stage; try again later")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting[Request, Value](request, weight, time.monotonic() + budget_s, loop.create_future())
+        waiting = _Waiting[Request, Value](request, size_bytes, time.monotonic() + budget_s, loop.create_future())
         self._waiting.append(waiting)
         self._schedule_pump(loop)
         try:
@@ -135,15 +135,15 @@ class Hop(Generic[Request, Value]):
 
     def _next_call(self) -> list[_Waiting[Request, Value]]:
         batch: list[_Waiting[Request, Value]] = []
-        weight = 0
+        size_bytes = 0
         while self._waiting:
             head = self._waiting[0]
             if head.future.done():
                 self._waiting.popleft()
                 continue
-            if batch and weight + head.weight > self._config.max_call_weight:
+            if batch and size_bytes + head.size_bytes > self._config.max_call_bytes:
                 break
-            weight += head.weight
+            size_bytes += head.size_bytes
             batch.append(self._waiting.popleft())
         return batch
 

@@ -29,6 +29,16 @@ from deployments.errors import DeadlineExceeded, EngineFailed, Overloaded, Ragla
 from deployments.hop import Hop, HopConfig
 
 
+# Estimates for the size of a call: a vector of 1,024 float32 values, and a passage of 256 tokens with its metadata.
+_VECTOR_BYTES = 4096
+_PASSAGE_BYTES = 2048
+
+
+def _bytes_of(texts: Sequence[str]) -> int:
+    # Characters stand in for bytes: counting bytes would mean encoding every text once more.
+    return sum(map(len, texts))
+
+
 class Handle(Protocol):
     """A Ray Serve DeploymentHandle, or anything that is called like one."""
 
@@ -97,7 +107,7 @@ class RemoteEmbedder:
         )
 
     async def embed(self, request: EmbedRequest, budget_s: float) -> Timed[Embeddings]:
-        return await self._hop(request, budget_s, weight=len(request.texts))
+        return await self._hop(request, budget_s, _bytes_of(request.texts) + len(request.texts) * _VECTOR_BYTES)
 
 
 class RemoteRetriever:
@@ -107,7 +117,7 @@ class RemoteRetriever:
         self._hop: Hop[SearchRequest, list[Passage]] = Hop("search", _caller(handle, "search", "search"), config)
 
     async def search(self, request: SearchRequest, budget_s: float) -> Timed[list[Passage]]:
-        return await self._hop(request, budget_s, weight=request.k)
+        return await self._hop(request, budget_s, _VECTOR_BYTES + request.k * _PASSAGE_BYTES)
 
 
 class RemoteReranker:
@@ -117,7 +127,7 @@ class RemoteReranker:
         self._hop: Hop[RerankRequest, Vector] = Hop("rerank", _caller(handle, "rerank", "rerank"), config)
 
     async def rerank(self, request: RerankRequest, budget_s: float) -> Timed[Vector]:
-        return await self._hop(request, budget_s, weight=len(request.candidates))
+        return await self._hop(request, budget_s, _VECTOR_BYTES + _bytes_of([c.text for c in request.candidates]))
 
 
 class RemoteGenerator:

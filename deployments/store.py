@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ PASSAGE_COLUMNS = ("id", "document_id", "text", "title", "source", "metadata", "
 
 _FILTERABLE_COLUMNS = frozenset({"id", "document_id", "source", "title"})
 _METADATA_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _COMPARISONS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<=", "ne": "!="}
 
 
@@ -146,11 +148,11 @@ def sql_literal(value: Any) -> str:
     """A scalar as a SQL literal; raises InvalidInput for anything else."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
         return json.dumps(value)
-    if isinstance(value, str):
+    if isinstance(value, str) and not _SURROGATE.search(value):
         return "'" + value.replace("'", "''") + "'"
-    raise InvalidInput(f"filter value {value!r} is not a string, a number or a boolean")
+    raise InvalidInput(f"{value!r} is not a valid string, a finite number or a boolean")
 
 
 def where_ids(column: str, ids: list[str]) -> str:
@@ -174,22 +176,35 @@ def _conditions(field: str, wanted: Any) -> list[str]:
             raise InvalidInput(
                 f"filter field {field!r}: unknown comparison {sorted(map(str, unknown))}; use {', '.join(_COMPARISONS)}"
             )
-        return [f"{_column(field, value)} {_COMPARISONS[op]} {sql_literal(value)}" for op, value in wanted.items()]
+        return [_condition(field, _COMPARISONS[name], value) for name, value in wanted.items()]
     if isinstance(wanted, list | tuple):
         if not wanted:
             raise InvalidInput(f"filter field {field!r}: the list of values is empty")
-        return ["(" + " OR ".join(f"{_column(field, value)} = {sql_literal(value)}" for value in wanted) + ")"]
-    return [f"{_column(field, wanted)} = {sql_literal(wanted)}"]
+        return ["(" + " OR ".join(_condition(field, "=", value) for value in wanted) + ")"]
+    return [_condition(field, "=", wanted)]
 
 
-def _column(field: str, value: Any) -> str:
-    """The SQL expression of a field, typed as the value it is compared with."""
+def _condition(field: str, comparison: str, value: Any) -> str:
+    """One comparison as SQL. A field that is missing, or holds another kind of value, satisfies no comparison."""
+    try:
+        literal = sql_literal(value)
+    except InvalidInput as error:
+        raise InvalidInput(f"filter field {field!r}: {error.message}") from None
     if field in _FILTERABLE_COLUMNS:
         if not isinstance(value, str):
             raise InvalidInput(f"filter field {field!r} holds text; compare it with a string")
-        return field
+        return f"{field} {comparison} {literal}"
     key = field.removeprefix("metadata.")
     if not _METADATA_KEY.fullmatch(key):
         raise InvalidInput(f"filter field {field!r} is not a field name; use letters, digits, '_', '-' and '.'")
-    kind = "bool" if isinstance(value, bool) else "float" if isinstance(value, int | float) else "string"
-    return f"json_get_{kind}(metadata, {sql_literal(key)})"
+    # The typed json_get_ functions fail the whole query at the first row whose value is of another kind; the value's
+    # JSON text never does.
+    path = f'$."{key}"'
+    as_json = f"json_extract(metadata, {sql_literal(path)})"
+    if isinstance(value, bool):
+        return f"({as_json} IN ('true', 'false') AND {as_json} {comparison} '{literal}')"
+    if isinstance(value, int | float):
+        return f"TRY_CAST({as_json} AS DOUBLE) {comparison} {literal}"
+    if comparison == "=":
+        return f"{as_json} = {sql_literal(json.dumps(value, ensure_ascii=False))}"
+    return f"({as_json} LIKE '\"%' AND json_get_string(metadata, {sql_literal(key)}) {comparison} {literal})"

@@ -26,14 +26,13 @@ from deployments.remote import (
 from deployments.reranker import Reranker, reranker_name
 from deployments.retriever import Retriever
 from deployments.token_counting import TokenCounter
+from deployments.vllm_generator import build_token_counter, build_vllm_generator
 from serve_app.api.app import create_api
 from serve_app.api.services import Services
 from serve_app.config import AppConfig
 from serve_app.pipeline import Lane, Stages
 
 logger = logging.getLogger(__name__)
-
-READY_TIMEOUT_S = 3.0
 
 
 class Ingress:
@@ -60,21 +59,22 @@ class Ingress:
             indexer=RemoteIndexer(handles["Indexer"]),
             embedder=embedder,
             reranker=reranker,
-            readiness=lambda: readiness(handles, READY_TIMEOUT_S),
+            readiness=lambda: readiness(handles, config.http.readiness_timeout_s),
             embedding_model=embedding_model.name,
             reranker_model=reranker_name(config.reranker),
             generator_model=generator_name(config.generator),
             embedding_max_tokens=embedding_model.max_length_tokens,
             http=config.http,
         )
-        return create_api(services)
+        # Serve returns the request id by itself.
+        return create_api(services, echo_request_id=False)
 
 
 def _token_counter(config: AppConfig) -> Callable[[str], int]:
     """Counts with the generator's own tokenizer; the extractive answerer has none and borrows the embedder's."""
-    vllm = config.generator.vllm
-    source = config.embedder.model if vllm is None else vllm.tokenizer_source or vllm.model_source
-    return TokenCounter(model_location(source)).count
+    if config.generator.vllm is not None:
+        return build_token_counter(config.generator.vllm).count
+    return TokenCounter(model_location(config.embedder.model)).count
 
 
 def build_app(args: AppConfig) -> Application:
@@ -95,9 +95,6 @@ def build_app(args: AppConfig) -> Application:
 
 def _generator(args: AppConfig, embedder: Application) -> Application:
     if args.generator.vllm is not None:
-        # Importing vLLM takes tens of seconds, so a profile without a language model never does.
-        from deployments.vllm_generator import build_vllm_generator
-
         return build_vllm_generator(args.generator.vllm, name="Generator")
     return _deploy(Generator, max_ongoing_requests=256).bind(args.generator, args.store, embedder)
 

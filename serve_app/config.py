@@ -20,9 +20,9 @@ from serve_app.pipeline import LaneConfig
 class HopsConfig(Section):
     """How the ingress calls each stage."""
 
-    embed: HopConfig = Field(default_factory=HopConfig, description="Calls to the Embedder; weight counts texts.")
-    search: HopConfig = Field(default_factory=HopConfig, description="Calls to the Retriever; weight counts passages.")
-    rerank: HopConfig = Field(default_factory=HopConfig, description="Calls to the Reranker; weight counts candidates.")
+    embed: HopConfig = Field(default_factory=HopConfig, description="Calls to the Embedder.")
+    search: HopConfig = Field(default_factory=HopConfig, description="Calls to the Retriever.")
+    rerank: HopConfig = Field(default_factory=HopConfig, description="Calls to the Reranker.")
 
 
 class AppConfig(Section):
@@ -48,4 +48,14 @@ class AppConfig(Section):
         limit = self.embedder.max_length_tokens
         if limit is not None and self.indexer.chunking.chunk_tokens > limit:
             raise ValueError("indexer.chunking.chunk_tokens is above embedder.max_length_tokens: passages would be cut")
+        self._check_prompt_fits()
         return self
+
+    def _check_prompt_fits(self) -> None:
+        vllm = self.generator.vllm
+        max_model_len = vllm.engine_kwargs.get("max_model_len") if vllm is not None else None
+        if isinstance(max_model_len, int) and self.context.max_context_tokens >= max_model_len:
+            raise ValueError(
+                f"context.max_context_tokens {self.context.max_context_tokens} leaves no room for the question and the "
+                f"answer in generator.vllm.engine_kwargs.max_model_len {max_model_len}; lower it"
+            )

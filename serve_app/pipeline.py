@@ -127,18 +127,18 @@ class Lane:
 
     async def search(self, query: Query, deadline: Deadline) -> Found:
         """The passages that match the query best."""
-        found, _ = await self._retrieve(query, deadline)
+        found, _, _ = await self._retrieve(query, deadline)
         return found
 
     async def answer(self, question: Question, deadline: Deadline) -> AsyncGenerator[AnswerEvent]:
         """The answer as events: `SourcesChosen`, any number of `Delta`, `Answered`. Closing it stops the generator."""
-        found, vector = await self._retrieve(question.query, deadline)
+        found, text, vector = await self._retrieve(question.query, deadline)
         trace = found.trace
         with trace.local("context"):
             sources = choose_sources(found.passages, self._context, self._count_tokens)
-            messages = prompt_messages(question.query.text, sources, self._context)
+            messages = prompt_messages(text, sources, self._context)
         request = GenerateRequest(
-            question=question.query.text,
+            question=text,
             sources=sources,
             messages=messages,
             options=question.options,
@@ -148,36 +148,37 @@ class Lane:
             budget_s=deadline.remaining_s(),
         )
         started = time.perf_counter()
-        text: list[str] = []
+        pieces: list[str] = []
         async with aclosing(self._stages.generator.generate(request)) as events:
             # A generator that refuses (a prompt too long, say) does so here, while the answer can still be an error.
             event = await _next_event(events)
             yield SourcesChosen(sources)
             while isinstance(event, Delta):
-                text.append(event.text)
+                pieces.append(event.text)
                 yield event
                 event = await _next_event(events)
         trace.add("generate", time.perf_counter() - started, event.timing)
-        cited = cited_sources("".join(text), sources)
+        cited = cited_sources("".join(pieces), sources)
         yield Answered(cited, event.finish_reason, event.generator, event.usage, found.degraded, trace)
 
-    async def _retrieve(self, query: Query, deadline: Deadline) -> tuple[Found, Vector]:
+    async def _retrieve(self, query: Query, deadline: Deadline) -> tuple[Found, str, Vector]:
+        """What was found, the question as it was understood, and its vector."""
         trace = Trace()
         with trace.local("parse"):
             text = parse_question(query.text, self.config.question_max_chars)
         with trace.local("rewrite"):
-            queries = rewrite(text)
-        vector = await self._embed(queries[0], trace, deadline)
-        passages = await self._search(replace(query, text=queries[0]), vector, trace, deadline)
-        if not query.rerank:
-            return Found(passages[: query.k], (), trace), vector
-        try:
-            passages = await self._rerank(replace(query, text=queries[0]), vector, passages, trace, deadline)
-        except (DeadlineExceeded, InvalidInput):
-            raise
-        except StageError:
-            return Found(passages[: query.k], ("rerank",), trace), vector
-        return Found(passages[: query.k], (), trace), vector
+            query = replace(query, text=rewrite(text)[0])
+        vector = await self._embed(query.text, trace, deadline)
+        passages = await self._search(query, vector, trace, deadline)
+        degraded: tuple[Stage, ...] = ()
+        if query.rerank:
+            try:
+                passages = await self._rerank(query, vector, passages, trace, deadline)
+            except (DeadlineExceeded, InvalidInput):
+                raise
+            except StageError:
+                degraded = ("rerank",)
+        return Found(passages[: query.k], degraded, trace), text, vector
 
     async def _embed(self, text: str, trace: Trace, deadline: Deadline) -> Vector:
         started = time.perf_counter()

@@ -109,8 +109,7 @@ class CancelOnDisconnect:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body_read = asyncio.Event()
-        gone = asyncio.Event()
+        body_read, gone = asyncio.Event(), asyncio.Event()
 
         async def receive_body() -> Message:
             if body_read.is_set():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import fields
 from typing import Any
 
@@ -50,7 +50,7 @@ def _response(text: str, end: AnswerEnd) -> dict[str, Any]:
     return {"answer": text} | {field.name: getattr(end, field.name) for field in fields(end)}
 
 
-async def _frames(first: SourcesChosen, events: AsyncIterator[AnswerEvent], request_id: str) -> AsyncIterator[bytes]:
+async def _frames(first: SourcesChosen, events: AsyncGenerator[AnswerEvent], request_id: str) -> AsyncGenerator[bytes]:
     sources = [Citation.of(source) for source in first.sources]
     yield event_frame("sources", {"sources": sources, "request_id": request_id})
     async for event in events:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,7 @@ class _Chunks:
     include_usage: bool
     created: int = field(default_factory=lambda: int(time.time()))
 
-    async def frames(self, events: AsyncIterator[AnswerEvent]) -> AsyncIterator[bytes]:
+    async def frames(self, events: AsyncGenerator[AnswerEvent]) -> AsyncGenerator[bytes]:
         yield self._frame([_choice({"role": "assistant", "content": ""})])
         async for event in events:
             if isinstance(event, Delta):

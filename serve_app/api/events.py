@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from deployments.contracts import Delta
 from deployments.errors import EngineFailed
-from serve_app.api.sse import close
 from serve_app.pipeline import Answered, AnswerEvent, SourcesChosen
 
 
@@ -19,21 +19,19 @@ class WholeAnswer:
     end: Answered
 
 
-async def whole_answer(events: AsyncIterator[AnswerEvent]) -> WholeAnswer:
+async def whole_answer(events: AsyncGenerator[AnswerEvent]) -> WholeAnswer:
     """Take an answer to its end, and close it however that comes."""
     pieces: list[str] = []
-    try:
+    async with aclosing(events):
         async for event in events:
             if isinstance(event, Delta):
                 pieces.append(event.text)
             elif isinstance(event, Answered):
                 return WholeAnswer("".join(pieces), event)
-    finally:
-        await close(events)
     raise EngineFailed("the answer broke off before its end")
 
 
-async def begun(events: AsyncIterator[AnswerEvent]) -> SourcesChosen:
+async def begun(events: AsyncGenerator[AnswerEvent]) -> SourcesChosen:
     """Await the first event, so that whatever fails before it still has its own status."""
     first = await anext(events)
     assert isinstance(first, SourcesChosen), "an answer begins with its sources"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import Response
@@ -24,12 +25,6 @@ def data_frame(data: Any) -> bytes:
     return b"data: " + to_json(data) + b"\n\n"
 
 
-async def close(iterator: AsyncIterator[Any]) -> None:
-    """Run an async generator's clean-up now, not whenever it is collected."""
-    if isinstance(iterator, AsyncGenerator):
-        await iterator.aclose()
-
-
 class EventStream(Response):
     """Sends frames as they come; closes `frames` and then the `source` they are made from, however the stream ends.
 
@@ -38,7 +33,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, frames: AsyncIterator[bytes], source: AsyncIterator[Any], error_frame: ErrorFrame) -> None:
+    def __init__(self, frames: AsyncGenerator[bytes], source: AsyncGenerator[Any], error_frame: ErrorFrame) -> None:
         self.status_code = 200
         self.background = None
         self._frames = frames
@@ -47,18 +42,13 @@ class EventStream(Response):
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        frames = self._ending_in_error_frame(scope)
-        try:
+        async with aclosing(self._source), aclosing(self._frames), aclosing(self._frames_or_error(scope)) as frames:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async for frame in frames:
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            await close(frames)
-            await close(self._frames)
-            await close(self._source)
 
-    async def _ending_in_error_frame(self, scope: Scope) -> AsyncGenerator[bytes, None]:
+    async def _frames_or_error(self, scope: Scope) -> AsyncGenerator[bytes]:
         try:
             async for frame in self._frames:
                 yield frame

@@ -21,7 +21,7 @@ from serve_app.cli.render import Steps, err, out, print_answer, print_error, pri
 def ingest_command(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH…", help="Files or directories: .txt, .md, .html, .jsonl (_id,title,text)."),
+        typer.Argument(metavar="PATH", help="Files or directories: .txt, .md, .html, .jsonl (_id,title,text)."),
     ],
     collection: CollectionOption = DEFAULT_COLLECTION,
     url: UrlOption = None,

@@ -51,7 +51,7 @@ def raglane(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
     try:
-        app(arguments)
+        app(arguments, prog_name="raglane")
     except Failure as failure:
         print_error(failure.message, failure.remedy)
         sys.exit(failure.code)

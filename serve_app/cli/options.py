@@ -19,22 +19,22 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="DIR",
-        help="The server's data directory: its store, state and log. [default: $RAGLANE_DATA, or ~/.raglane]",
+        help="The server's data directory: its store, state and log. (default: $RAGLANE_DATA, or ~/.raglane)",
     ),
 ]
 UrlOption = Annotated[
     str | None,
     typer.Option(
         "--url",
-        help="The server's address. [default: the server that runs on this machine, else $RAGLANE_URL, "
-        f"else http://{DEFAULT_HOST}:{DEFAULT_PORT}]",
+        help="The server's address. (default: the server that runs on this machine, else $RAGLANE_URL, "
+        f"else http://{DEFAULT_HOST}:{DEFAULT_PORT})",
     ),
 ]
 CollectionOption = Annotated[
     str, typer.Option("--collection", "-c", metavar="NAME", help="The collection of documents to work on.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts, and nothing else, on stdout.")]
-KOption = Annotated[int | None, typer.Option("-k", min=1, help="How many results. [default: the server's]")]
+KOption = Annotated[int | None, typer.Option("-k", min=1, help="How many results. (default: the server's)")]
 
 
 def data_dir(data: Path | None) -> Path:

@@ -40,10 +40,10 @@ def up_command(
         Path | None, typer.Option(metavar="FILE", help="Your own Serve config file instead of a profile.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="HTTP port. [default: the file's, or 8000]")
+        int | None, typer.Option(min=1, max=65535, help="HTTP port. (default: the file's, or 8000)")
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all. [default: the file's, or 127.0.0.1]")
+        str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all. (default: the file's, or 127.0.0.1)")
     ] = None,
     data: DataOption = None,
     detach: Annotated[

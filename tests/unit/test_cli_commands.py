@@ -262,7 +262,7 @@ def test_client_commands_never_import_ray_or_a_model_library() -> None:
         "from serve_app.cli.main import main\n"
         "try:\n    main(['ask', '?', '--url', 'http://127.0.0.1:1'])\nexcept SystemExit: pass\n"
         "heavy = {'ray', 'torch', 'transformers', 'sentence_transformers', 'lancedb', 'vllm', 'pyarrow'}\n"
-        "sys.exit(', '.join(heavy & set(sys.modules)))"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

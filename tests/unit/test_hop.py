@@ -86,10 +86,11 @@ async def test_what_waits_while_all_calls_are_in_flight_travels_in_the_next_one(
     assert [[call.request for call in calls] for calls in stage.calls] == [[1], [2, 3, 4]]
 
 
-async def test_a_call_carries_at_most_its_weight_but_always_one_request() -> None:
+async def test_a_call_carries_at_most_its_bytes_but_always_one_request() -> None:
     stage = Stage()
-    hop = hop_to(stage, max_call_weight=5)
-    await asyncio.gather(hop(1, 10, weight=3), hop(2, 10, weight=2), hop(3, 10, weight=9), hop(4, 10, weight=1))
+    hop = hop_to(stage, max_call_bytes=5)
+    sizes = {1: 3, 2: 2, 3: 9, 4: 1}
+    await asyncio.gather(*(hop(number, 10, size) for number, size in sizes.items()))
     assert [[call.request for call in calls] for calls in stage.calls] == [[1, 2], [3], [4]]
 
 
