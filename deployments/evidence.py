@@ -93,18 +93,13 @@ class SentenceStore:
     async def _rows(self, collection: str, ids: list[str]) -> list[dict[str, Any]]:
         columns = ["id", "text", "sentence_spans", "sentence_vectors"]
 
-        async def read() -> list[dict[str, Any]]:
-            table = await self._tables.table(collection)
-            result = await table.query().where(where_ids("id", ids)).select(columns).to_arrow()
-            rows: list[dict[str, Any]] = result.to_pylist()
+        async def read(table: Any) -> list[dict[str, Any]]:
+            rows: list[dict[str, Any]] = (
+                await table.query().where(where_ids("id", ids)).select(columns).to_arrow()
+            ).to_pylist()
             return rows
 
-        try:
-            return await read()
-        except (ValueError, RuntimeError, OSError):
-            # The table may have been deleted and made anew since it was opened.
-            self._tables.forget(collection)
-            return await read()
+        return await self._tables.use(collection, read)
 
     def _remember(self, key: Stored, sentences: Sentences) -> None:
         if key in self._cache:

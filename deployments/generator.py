@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from deployments.store import StoreConfig
 from deployments.vllm_generator import VllmConfig
 
 logger = logging.getLogger(__name__)
+
+_REFERS_BACK = re.compile(r"(it|its|they|their|them|this|these|that|those|he|his|she|her|such|both)\b", re.IGNORECASE)
 
 
 class ExtractiveConfig(Section):
@@ -64,41 +67,52 @@ class GeneratorSettings(Section):
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A sentence of a source, with its similarity to the question."""
+    """A sentence of a source: where it starts in the source's text, and its similarity to the question."""
 
     text: str
     number: int
+    start: int
     score: float
 
 
 def choose_quotes(sources: Sequence[Source], scored: Sequence[Scored], config: ExtractiveConfig) -> list[Quote]:
-    """The sentences that answer the question best, best first; none when no sentence comes close enough.
+    """The sentences that answer the question best; none when no sentence comes close enough.
 
-    `scored` holds the sentences of each source, in the order of the sources. A sentence that stands in two sources is
-    quoted from the first.
+    `scored` holds the sentences of each source, in the order of the sources. The source of the best sentence comes
+    first, and the sentences of one source stand in the order of its text: "They are caused by" makes no sense before
+    what it speaks of. A sentence that stands in two sources is quoted once.
     """
-    quotes = [
-        Quote(" ".join(source.passage.text[start:end].split()), source.number, float(score))
-        for source, sentences in zip(sources, scored, strict=True)
-        for (start, end), score in zip(sentences.spans.tolist(), sentences.scores.tolist(), strict=True)
-    ]
-    quotes = [quote for quote in quotes if _states_something(quote.text)]
-    quotes.sort(key=lambda quote: (-quote.score, quote.number))
-    chosen: list[Quote] = []
-    seen: set[str] = set()
-    for quote in quotes:
-        too_far = quote.score < config.min_score or (chosen and quote.score < chosen[0].score - config.max_drop)
+    quotes = [quote for source, sentences in zip(sources, scored, strict=True) for quote in _quotes(source, sentences)]
+    best_first = sorted(filter(_states_something, quotes), key=lambda quote: (-quote.score, quote.number))
+    chosen: dict[str, Quote] = {}
+    for quote in best_first:
+        too_far = quote.score < max(config.min_score, best_first[0].score - config.max_drop)
         if too_far or len(chosen) == config.max_sentences:
             break
-        if quote.text.casefold() not in seen:
-            seen.add(quote.text.casefold())
-            chosen.append(quote)
-    return chosen
+        chosen.setdefault(quote.text.casefold(), quote)
+    rank = {quote.number: place for place, quote in reversed(list(enumerate(chosen.values())))}
+    return sorted(chosen.values(), key=lambda quote: (rank[quote.number], quote.start))
 
 
-def _states_something(sentence: str) -> bool:
+def _quotes(source: Source, sentences: Scored) -> list[Quote]:
+    """Every sentence of a source as a quote; one that refers back is scored together with the sentence before it.
+
+    "They are caused by the moon" says little by itself: half of what it is about stands in its predecessor.
+    """
+    quotes: list[Quote] = []
+    before = 0.0
+    for (start, end), own in zip(sentences.spans.tolist(), sentences.scores.tolist(), strict=True):
+        text = " ".join(source.passage.text[start:end].split())
+        score = max(own, (own + before) / 2) if _REFERS_BACK.match(text) else own
+        quotes.append(Quote(text, source.number, start, score))
+        before = score
+    return quotes
+
+
+def _states_something(quote: Quote) -> bool:
     """Headings, table rows, code and questions are often the nearest text to a question, and answer nothing."""
-    return not sentence.startswith(("#", "|", "```")) and not sentence.endswith("?") and len(sentence.split()) >= 4
+    text = quote.text
+    return not text.startswith(("#", "|", "```")) and not text.endswith("?") and len(text.split()) >= 4
 
 
 class ExtractiveAnswerer:

@@ -179,25 +179,22 @@ class Indexer:
         check_collection_name(name)
         model = await self.describe()
         async with self._locks[name]:
-            connection = await self._tables.connection()
-            if name in await _table_names(connection):
+            if name in await self._tables.names():
                 raise AlreadyExists(f"collection {name!r} is there already")
             await self._create(name, model)
         return CollectionInfo(name, 0, 0, model.name, model.dim)
 
     async def list_collections(self) -> list[CollectionInfo]:
         """Every collection, by name."""
-        names = await _table_names(await self._tables.connection())
-        return [await self._describe_collection(name) for name in sorted(names)]
+        return [await self._describe_collection(name) for name in sorted(await self._tables.names())]
 
     async def delete_collection(self, name: str) -> None:
         """Remove a collection and all that is in it. Raises NotFound."""
         async with self._locks[check_collection_name(name)]:
-            connection = await self._tables.connection()
-            if name not in await _table_names(connection):
+            if name not in await self._tables.names():
                 raise NotFound(f"there is no collection {name!r}")
             self._tables.forget(name)
-            await connection.drop_table(name)
+            await (await self._tables.connection()).drop_table(name)
 
     async def _describe_collection(self, name: str) -> CollectionInfo:
         table = await self._tables.table(name)
@@ -252,15 +249,6 @@ class Indexer:
         except RuntimeError:
             # The data is written; a compaction that lost a race is simply tried again later.
             logger.exception("compacting %r failed", collection)
-
-
-async def _table_names(connection: Any) -> set[str]:
-    names: set[str] = set()
-    last: str | None = None
-    while page := await connection.table_names(start_after=last, limit=1000):
-        names.update(page)
-        last = page[-1]
-    return names
 
 
 def _without_duplicates(documents: Sequence[Document]) -> tuple[list[Document], list[RejectedDocument]]:

@@ -28,7 +28,6 @@ from deployments.contracts import (
 from deployments.errors import DeadlineExceeded, EngineFailed, Overloaded, RaglaneError, StageUnavailable
 from deployments.hop import Hop, HopConfig
 
-
 # Estimates for the size of a call: a vector of 1,024 float32 values, and a passage of 256 tokens with its metadata.
 _VECTOR_BYTES = 4096
 _PASSAGE_BYTES = 2048

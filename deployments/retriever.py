@@ -76,22 +76,15 @@ class LanceSearch:
 
     async def _scan(self, collection: str, requests: Sequence[SearchRequest]) -> list[list[Passage] | StageError]:
         where = where_clause(requests[0].filter)
-        table = await self._open(collection, len(requests[0].vector))
-        try:
-            rows = await self._rows(table, requests, where)
-        except (ValueError, RuntimeError, OSError):
-            # The table may have been deleted and made anew since it was opened: look once more with fresh eyes.
-            self._tables.forget(collection)
-            rows = await self._rows(await self._open(collection, len(requests[0].vector)), requests, where)
+
+        async def scan(table: Any) -> list[dict[str, Any]]:
+            check_indexed_with(collection, await table.schema(), "", len(requests[0].vector))
+            return await self._rows(table, requests, where)
+
         found: list[list[Passage]] = [[] for _ in requests]
-        for row in rows:
+        for row in await self._tables.use(collection, scan):
             found[row.get("query_index", 0)].append(_passage(row))
         return [sorted(passages, key=lambda p: (-p.score, p.id)) for passages in found]
-
-    async def _open(self, collection: str, dim: int) -> Any:
-        table = await self._tables.table(collection)
-        check_indexed_with(collection, await table.schema(), "", dim)
-        return table
 
     async def _rows(self, table: Any, requests: Sequence[SearchRequest], where: str | None) -> list[dict[str, Any]]:
         vectors = [np.asarray(request.vector, dtype=np.float32) for request in requests]

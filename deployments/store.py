@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 
 from deployments.errors import IndexMismatch, InvalidInput, NotFound
 from deployments.section import Section
+
+Value = TypeVar("Value")
 
 COLLECTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 PASSAGE_COLUMNS = ("id", "document_id", "text", "title", "source", "metadata", "start", "end", "num_tokens")
@@ -94,9 +96,38 @@ class Tables:
         self._tables[collection] = table
         return table
 
+    async def use(self, collection: str, action: Callable[[Any], Awaitable[Value]]) -> Value:
+        """The result of `action` on the collection's table.
+
+        When it fails, it is tried once more on a table opened afresh: the collection may have been deleted, or made
+        anew under the same name, since its table was opened. Raises NotFound where there is no collection.
+        """
+        opened_before = collection in self._tables
+        table = await self.table(collection)
+        try:
+            return await action(table)
+        except (RuntimeError, ValueError, OSError):
+            # What LanceDB raises for a table whose files are gone, depending on where the read finds out.
+            if not opened_before:
+                raise
+            self.forget(collection)
+            return await action(await self.table(collection))
+
     def forget(self, collection: str) -> None:
         """Drop the open table, so that a collection that was deleted or made anew is opened again."""
         self._tables.pop(collection, None)
+
+    async def names(self) -> set[str]:
+        """The names of all collections."""
+        connection = await self.connection()
+        names: set[str] = set()
+        page_token: str | None = None
+        while True:
+            page = await connection.list_tables(page_token=page_token, limit=1000)
+            names.update(page.tables)
+            page_token = page.page_token
+            if not page_token:
+                return names
 
 
 def table_schema(dim: int, embedding_model: str) -> Any:

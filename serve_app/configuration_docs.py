@@ -62,57 +62,67 @@ _SERVE_OPTIONS = """\
 |---|---|
 | `num_replicas` | How many processes run the stage. `Indexer` has one, always: a table has one writer. |
 | `autoscaling_config` | Instead of `num_replicas`: `min_replicas`, `max_replicas`, `target_ongoing_requests`, … \
-The Ingress and the Generator are called once per request; the stages between them get coalesced calls, so their target \
-counts calls, not items (see `deploy/gpu.yaml`). |
+The Ingress and the Generator are called once per request; the stages between them get coalesced calls, so their \
+target counts calls, not items (see `deploy/gpu.yaml`). |
 | `max_ongoing_requests` | Calls that one replica works on at a time. At least `hops.*.max_calls_in_flight`. |
 | `max_queued_requests` | Calls that may wait at one caller; more are refused, which clients see as 429. |
 | `ray_actor_options` | What a replica is placed by: `num_cpus`, `num_gpus` (fractions share a device), `resources`. |
-| `health_check_period_s`, `health_check_timeout_s` | How often a replica is asked whether it works, and how long it may \
-take to say so. |
+| `health_check_period_s`, `health_check_timeout_s` | How often a replica is asked whether it works, and how long \
+it may take to say so. |
 | `graceful_shutdown_timeout_s` | How long a replica that is to stop may finish its work. |
 
 With a language model, the Generator's `ray_actor_options` stand in `args.generator.vllm.deployment` and its bundles in
 `args.generator.vllm.placement_bundles`: in `deployments:` they would replace the environment that vLLM is given.
 
-`http_options` holds `host` and `port`. Environment variables for Ray itself are set by `raglane up`, and on a cluster by
-`cluster.yaml` or `deploy/kuberay.yaml`; `serve_app/cli/environment.py` lists them with their reasons.
+`http_options` holds `host` and `port`. Environment variables for Ray itself are set by `raglane up`, and on a cluster
+by `cluster.yaml` or `deploy/kuberay.yaml`; `serve_app/cli/environment.py` lists them with their reasons.
 """
 
 _BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
-_NAMES: dict[Any, str] = {
+_TYPE_NAMES: dict[Any, str] = {
     int: "integer",
     float: "number",
     str: "string",
     bool: "boolean",
     dict: "mapping",
     list: "list",
-    Any: "any",
     type(None): "null",
 }
 
 
+_Shown = dict[type[Section], tuple[str, Section | None]]
+
+
 def configuration_page() -> str:
     """The whole page, in Markdown."""
-    return "\n".join([_HEAD, *_tables(AppConfig, ""), _SERVE_OPTIONS])
+    return "\n".join([_HEAD, *_tables(AppConfig, "", AppConfig(), {}), _SERVE_OPTIONS])
 
 
-def _tables(section: type[Section], key: str) -> Iterator[str]:
-    """A table of the section's own keys, then those of the sections inside it."""
+def _tables(section: type[Section], key: str, defaults: Section | None, shown: _Shown) -> Iterator[str]:
+    """A table of the section's own keys, then those of the sections inside it.
+
+    `defaults` is the section as it is when its file does not mention it; None where it is left out by default.
+    """
+    if section in shown and shown[section][1] == defaults:
+        yield f"## `{key}`\n\nThe same keys and defaults as `{shown[section][0]}`.\n"
+        return
+    shown[section] = (key, defaults)
     if key:
         yield f"## `{key}`\n\n{_promise(section)}\n"
-        rows = [_row(name, field) for name, field in section.model_fields.items()]
+        rows = [_row(name, field, defaults) for name, field in section.model_fields.items()]
         yield "\n".join(["| key | type | default | what it does |", "|---|---|---|---|", *rows, ""])
     for name, field in section.model_fields.items():
         if inner := _section_in(field.annotation):
-            yield from _tables(inner, f"{key}.{name}" if key else name)
+            inner_defaults = None if defaults is None else getattr(defaults, name)
+            yield from _tables(inner, f"{key}.{name}" if key else name, inner_defaults, shown)
 
 
 def _promise(section: type[Section]) -> str:
     return " ".join((section.__doc__ or "").split())
 
 
-def _row(name: str, field: FieldInfo) -> str:
-    cells = (f"`{name}`", _type(field), _default(field), field.description or "")
+def _row(name: str, field: FieldInfo, defaults: Section | None) -> str:
+    cells = (f"`{name}`", _type(field), _default(name, field, defaults), field.description or "")
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -135,13 +145,13 @@ def _type_name(annotation: Any) -> str:
         return " or ".join(_type_name(member) for member in get_args(annotation))
     if get_origin(annotation) is list:
         return f"list of {_type_name(get_args(annotation)[0])}s"
-    return _NAMES[get_origin(annotation) or annotation]
+    return _TYPE_NAMES[get_origin(annotation) or annotation]
 
 
-def _default(field: FieldInfo) -> str:
+def _default(name: str, field: FieldInfo, defaults: Section | None) -> str:
     if field.is_required():
         return "required"
-    value = field.get_default(call_default_factory=True)
+    value = field.get_default(call_default_factory=True) if defaults is None else getattr(defaults, name)
     if isinstance(value, BaseModel):
         return "see below"
     return f"`{json.dumps(value, ensure_ascii=False)}`"

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from deployments.contracts import STAGES
-from tests.integration.conftest import StartApp
+from tests.serving import StartApp
 
 DOCUMENTS = [
     {
@@ -83,7 +83,7 @@ def test_timings_name_the_stages_in_order_and_add_up(client: httpx.Client) -> No
 
 def test_search_orders_by_score_and_filters_by_metadata(client: httpx.Client) -> None:
     found = client.post("/v1/search", json={"query": "gravity of the moon", "collection": "notes", "k": 3}).json()
-    assert [result["document_id"] for result in found["results"]][0] == "tides"
+    assert found["results"][0]["document_id"] == "tides"
     scores = [result["score"] for result in found["results"]]
     assert scores == sorted(scores, reverse=True)
     old = {"query": "gravity of the moon", "collection": "notes", "filter": {"year": {"lt": 2020}}}
