@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 from pydantic import Field
 
+from deployments.autoscaling import ItemCount
 from deployments.batching import BatchEngine, BatchingConfig, MicroBatcher, raise_or_return
 from deployments.contracts import Call, EmbeddingModel, Embeddings, EmbedRequest, Outcome, StageTiming, Timed, Vector
 from deployments.errors import EngineDead, InputTooLong, StageError
@@ -34,6 +35,12 @@ class EmbedderConfig(Section):
     dtype: Dtype = Field("auto", description="auto: bfloat16 where the hardware computes in it, else float32.")
     num_threads: int = Field(2, ge=1, description="Threads of one forward pass on a CPU.")
     max_length_tokens: int | None = Field(None, ge=8, description="Longer texts are cut; null: the model's own limit.")
+    query_prompt: str | None = Field(
+        None, description="Text in front of every query; null: the model's own prompt for queries, if it has one."
+    )
+    passage_prompt: str | None = Field(
+        None, description="Text in front of every passage; null: the model's own prompt for documents, if it has one."
+    )
     batching: BatchingConfig = Field(default_factory=BatchingConfig, description="How batches are cut.")
 
 
@@ -79,9 +86,10 @@ class SentenceEncoder:
         self._tokenizer = self._encoder.tokenizer
         limit = config.max_length_tokens or self._encoder.max_seq_length or self._tokenizer.model_max_length
         self.model = EmbeddingModel(model_name(config.model), self._encoder.get_embedding_dimension(), int(limit))
+        own = self._encoder.prompts
         self._prompts = {
-            "query": self._encoder.prompts.get("query") or "",
-            "passage": self._encoder.prompts.get("document") or self._encoder.prompts.get("passage") or "",
+            "query": _first_given(config.query_prompt, own.get("query")),
+            "passage": _first_given(config.passage_prompt, own.get("document"), own.get("passage")),
         }
         logger.info("embedding with %s on %s in %s", self.model.name, device, dtype)
 
@@ -127,16 +135,22 @@ class SentenceEncoder:
         return [EmbeddedText(vector, len(ids)) for vector, ids in zip(vectors, batch, strict=True)]
 
 
+def _first_given(*prompts: str | None) -> str:
+    return next((prompt for prompt in prompts if prompt is not None), "")
+
+
 class Embedder:
     """The deployment: joins every caller's texts in one batcher."""
 
     def __init__(self, config: EmbedderConfig) -> None:
         self._engine: EmbeddingEngine = load_engine(config.engine, config)
         self._batcher = MicroBatcher(self._engine, config.batching, "embedder")
+        self._items = ItemCount()
 
     async def embed(self, calls: Sequence[Call[EmbedRequest]]) -> list[Outcome[Embeddings]]:
         """One outcome per call, in order; a call fails with the error of the first of its texts that failed."""
-        return await serve_each(calls, self._embed)
+        with self._items.of(calls):
+            return await serve_each(calls, self._embed)
 
     async def _embed(self, request: EmbedRequest, budget_s: float) -> Timed[Embeddings]:
         if not request.texts:
@@ -150,6 +164,10 @@ class Embedder:
     async def describe(self) -> EmbeddingModel:
         """The model that this stage runs."""
         return self._engine.model
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """The items in hand, for the policy `deployments.autoscaling:scale_by_items`."""
+        return self._items.stats()
 
     def check_health(self) -> None:
         """Raise when the engine is dead, so that Serve replaces this replica."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from pydantic import Field
 
+from deployments.autoscaling import ItemCount
 from deployments.batching import BatchEngine, BatchingConfig, MicroBatcher, raise_or_return
 from deployments.contracts import Call, Outcome, RerankRequest, StageTiming, Timed, Vector
 from deployments.errors import EngineDead, StageError
@@ -115,6 +116,7 @@ class Reranker:
 
         self._batcher: MicroBatcher[Pair, Any, float] | None = None
         self._evidence: SentenceEvidence | None = None
+        self._items = ItemCount()
         if config.method == "cross_encoder":
             engine: ScoringEngine = load_engine(config.engine, config)
             self._batcher = MicroBatcher(engine, config.batching, "reranker")
@@ -123,7 +125,9 @@ class Reranker:
 
     async def rerank(self, calls: Sequence[Call[RerankRequest]]) -> list[Outcome[Vector]]:
         """One outcome per call, in order: (len(candidates),) float32, higher is better."""
-        return await serve_each(calls, self._rerank_pairs if self._batcher is not None else self._rerank_sentences)
+        handler = self._rerank_pairs if self._batcher is not None else self._rerank_sentences
+        with self._items.of(calls):
+            return await serve_each(calls, handler)
 
     async def _rerank_pairs(self, request: RerankRequest, budget_s: float) -> Timed[Vector]:
         assert self._batcher is not None
@@ -143,6 +147,10 @@ class Reranker:
     async def describe(self) -> str:
         """Answers when the stage is ready."""
         return "cross_encoder" if self._batcher is not None else "sentence_evidence"
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """The items in hand, for the policy `deployments.autoscaling:scale_by_items`."""
+        return self._items.stats()
 
     def check_health(self) -> None:
         """Raise when the engine is dead, so that Serve replaces this replica."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from deployments.autoscaling import ItemCount
 from deployments.contracts import Call, Outcome, Passage, SearchRequest, StageTiming, Timed
 from deployments.errors import DeadlineExceeded, EngineFailed, InvalidInput, StageError
 from deployments.section import Section, load_engine
@@ -122,6 +123,7 @@ class Retriever:
 
     def __init__(self, config: RetrieverConfig, store: StoreConfig) -> None:
         self._engine = load_engine(config.engine, RetrieverSettings(retriever=config, store=store))
+        self._items = ItemCount()
 
     async def search(self, calls: Sequence[Call[SearchRequest]]) -> list[Outcome[list[Passage]]]:
         """One outcome per call, in order."""
@@ -133,7 +135,8 @@ class Retriever:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(max(calls[index].budget_s for index in alive)):
-                results = await self._engine.search([calls[index].request for index in alive])
+                with self._items.of(alive):
+                    results = await self._engine.search([calls[index].request for index in alive])
         except TimeoutError:
             return outcomes
         timing = StageTiming(compute_s=time.perf_counter() - started, batch_size=len(alive))
@@ -141,6 +144,10 @@ class Retriever:
             failed = isinstance(result, StageError)
             outcomes[index] = Outcome(error=result) if failed else Outcome(result=Timed(result, timing))
         return outcomes
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """The items in hand, for the policy `deployments.autoscaling:scale_by_items`."""
+        return self._items.stats()
 
     async def describe(self) -> str:
         """Answers when the stage is ready."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any, cast
 
 from ray.llm._internal.common.callbacks.base import CallbackBase
@@ -53,6 +55,8 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
     """
 
     async def start(self) -> None:
+        self._refuse_missing_folder()
+        self._choose_thread_count()
         await super().start()
         self._restore_tokenization()
         request = GenerateRequest("", (), _PROBE, GenerationOptions(max_tokens=1), budget_s=_PROBE_BUDGET_S)
@@ -89,6 +93,17 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
             return not await asyncio.wait_for(self.is_sleeping(), _READY_TIMEOUT_S)
         except Exception:  # noqa: BLE001 (whatever stops the engine from answering, it is not ready)
             return False
+
+    def _refuse_missing_folder(self) -> None:
+        source = self._llm_config.model_loading_config.model_source
+        if isinstance(source, str) and Path(source).is_absolute() and not Path(source).is_dir():
+            raise ConfigError(f"there is no model folder {source} on this machine; check model_source")
+
+    def _choose_thread_count(self) -> None:
+        """Give the CPU engine's processes, which inherit it, all cores but one, unless the configuration chose."""
+        configured = (self._llm_config.runtime_env or {}).get("env_vars", {})
+        if self._llm_config.accelerator_config.kind == "cpu" and "OMP_NUM_THREADS" not in configured:
+            os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) - 1))
 
     async def _start_engine(self) -> None:
         # The parent also reports usage, from an actor of its own that stays: one more process with vLLM in it.

@@ -63,7 +63,7 @@ _SERVE_OPTIONS = """\
 | `num_replicas` | How many processes run the stage. `Indexer` has one, always: a table has one writer. |
 | `autoscaling_config` | Instead of `num_replicas`: `min_replicas`, `max_replicas`, `target_ongoing_requests`, … \
 The Ingress and the Generator are called once per request; the stages between them get coalesced calls, so their \
-target counts calls, not items (see `deploy/gpu.yaml`). |
+`policy` counts items (see `deploy/gpu.yaml`). |
 | `max_ongoing_requests` | Calls that one replica works on at a time. At least `hops.*.max_calls_in_flight`. |
 | `max_queued_requests` | Calls that may wait at one caller; more are refused, which clients see as 429. |
 | `ray_actor_options` | What a replica is placed by: `num_cpus`, `num_gpus` (fractions share a device), `resources`. |

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from types import FrameType
 from typing import Any
 
+from deployments.errors import ConfigError
 from serve_app.cli.client import Client
 from serve_app.cli.deploy_status import (
     cause_and_tail,
@@ -28,6 +29,7 @@ from serve_app.cli.processes import ProcessId, descendants, haproxy_config_of, i
 from serve_app.cli.profile import Document
 from serve_app.cli.render import Steps, print_note
 from serve_app.cli.state import ServerState, StateFile
+from serve_app.serve_file import check_serve_document, custom_resources
 
 POLL_INTERVAL_S = 0.2
 # Serve reports a replica as unschedulable after 30 s; on a machine of our own no more resources will ever come.
@@ -143,16 +145,14 @@ class Server:
         signal.signal(signal.SIGTERM, on_signal)
 
     def _validated_schema(self) -> Any:
-        from pydantic import ValidationError
         from ray.serve.schema import ServeDeploySchema
 
-        from serve_app.cli.profile import readable_errors
-
         try:
-            return ServeDeploySchema.model_validate(self.plan.document)
-        except ValidationError as error:
-            problems = "".join(f"\n  {line}" for line in readable_errors(error))
-            raise Failure(f"the Serve config file is invalid:{problems}") from error
+            check_serve_document(self.plan.document)
+        except ConfigError as error:
+            problems = "".join(f"\n  {line}" for line in error.message.splitlines())
+            raise Failure(f"the Serve config file is invalid:{problems}") from None
+        return ServeDeploySchema.model_validate(self.plan.document)
 
     def _start_ray(self) -> None:
         import ray
@@ -164,6 +164,8 @@ class Server:
             address="local",
             namespace="serve",
             num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1),
+            # On a cluster these keep GPU stages apart; one machine has to be all of those places.
+            resources=dict.fromkeys(custom_resources(self.plan.document), 1000),
             include_dashboard=False,
             log_to_driver=self.plan.verbose,
             logging_level=logging.ERROR,

@@ -173,7 +173,9 @@ async def test_evidence_is_that_of_the_text_given_when_its_document_was_replaced
     before = await rerank(meaningful.reranker, candidate, collection="docs")
     await meaningful.fill("docs", Document("coast", "Nothing but dunes and wind here."))
     assert await rerank(meaningful.reranker, candidate, collection="docs") == pytest.approx(before, abs=INT8_TOLERANCE)
-    (after,) = await rerank(meaningful.reranker, Candidate("Nothing but dunes and wind here.", coast.id), collection="docs")
+    (after,) = await rerank(
+        meaningful.reranker, Candidate("Nothing but dunes and wind here.", coast.id), collection="docs"
+    )
     assert after < before[0] - 0.1
 
 

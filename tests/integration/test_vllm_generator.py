@@ -70,7 +70,7 @@ def generator(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Genera
 
 def _config(folder: Path, **fields: Any) -> VllmConfig:
     offline = {"env_vars": {"HF_HUB_OFFLINE": "1"}}
-    return VllmConfig(model_id="tiny", model_source=str(folder), cpu_threads=1, runtime_env=offline, **fields)
+    return VllmConfig(model_id="tiny", model_source=str(folder), runtime_env=offline, **fields)
 
 
 async def test_deltas_concatenate_to_the_answer_and_end_with_one_summary(generator: Generator) -> None:

@@ -131,14 +131,11 @@ class TestProfiles:
         large = sum(bundle["GPU"] for bundle in config.generator.vllm.placement_bundles or [])
         assert small + large <= 1
 
-    def test_a_coalesced_stage_can_be_asked_often_enough_to_reach_its_largest_size(self) -> None:
-        """Its calls stop growing at max_calls_in_flight for each ingress replica, and autoscaling counts calls."""
-        config, deployments = _config("gpu"), _deployments("gpu")
-        fewest_callers = deployments["Ingress"]["autoscaling_config"]["min_replicas"]
-        for stage, hop in (("Embedder", "embed"), ("Retriever", "search"), ("Reranker", "rerank")):
+    def test_stages_behind_coalesced_hops_scale_by_items(self) -> None:
+        deployments = _deployments("gpu")
+        for stage in ("Embedder", "Retriever", "Reranker"):
             scaling = AutoscalingConfig(**deployments[stage]["autoscaling_config"])
-            calls = fewest_callers * getattr(config.hops, hop).max_calls_in_flight
-            assert scaling.target_ongoing_requests * scaling.max_replicas <= calls
+            assert scaling.policy.get_policy().__name__ == "scale_by_items"
 
     @pytest.mark.parametrize("profile", ["cpu-vllm", "gpu"])
     def test_engine_arguments_are_ones_that_vllm_has(self, profile: str) -> None:

@@ -152,7 +152,7 @@ class TestConfig:
 
         assert "VLLM_CPU_KVCACHE_SPACE" not in to_llm_fields(config)["runtime_env"]["env_vars"]
 
-    def test_a_thread_count_replaces_core_binding(self) -> None:
+    def test_cpu_threads_are_counted_but_not_bound_to_cores(self) -> None:
         env_vars = to_llm_fields(VllmConfig(model_id="tiny", cpu_threads=3))["runtime_env"]["env_vars"]
 
         assert env_vars["OMP_NUM_THREADS"] == "3"

@@ -1,0 +1,317 @@
+"""What every indexer promises: replacing, rejecting, and what readers see meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deployments.contracts import Document, EmbeddingModel, SearchRequest
+from deployments.embedder import Embedder, EmbedderConfig
+from deployments.errors import AlreadyExists, IndexMismatch, InvalidInput, NotFound
+from deployments.indexer import Indexer, IndexerConfig
+from deployments.remote import RemoteIndexer
+from deployments.store import StoreConfig
+from tests.contract.backends import BUDGET_S, Backend
+from tests.handles import LocalHandle
+
+PARAGRAPHS = (
+    "The moon pulls the tides of the sea, and the sun helps it a little every day.",
+    "Bees make honey from nectar.\nA hive has one queen, who lays every egg of it herself.",
+    "Iron rusts in moist air; steel is iron with some carbon and rusts as well.",
+    "Rivers carry sand to the sea, and the sea carries it back to the beaches.",
+)
+LONG = "\n\n".join(PARAGRAPHS)
+ODD_IDS = ("it's", 'say "hi"', "folder/file.md", "größe 😀", "a:0", "100%_*", "x' OR '1'='1", " padded ", "\\")
+
+
+def folded(text: str) -> str:
+    return " ".join(text.split())
+
+
+async def texts_in(backend: Backend, collection: str = "docs") -> dict[str, list[str]]:
+    """Every passage's text by document id, in the order of the document."""
+    vector = (await backend.embed("anything"))[0]
+    found = await backend.search(SearchRequest(collection, vector, 1000))
+    texts: dict[str, list[str]] = {}
+    for passage in sorted(found, key=lambda passage: (passage.document_id, passage.start)):
+        texts.setdefault(passage.document_id, []).append(passage.text)
+    return texts
+
+
+async def test_a_document_is_cut_into_passages_that_together_hold_its_text(stages: Backend) -> None:
+    report = await stages.indexer.index("docs", [Document("long", LONG)], BUDGET_S)
+    texts = (await texts_in(stages))["long"]
+    assert report.indexed == ("long",)
+    assert report.num_chunks == len(texts) > 1
+    assert report.num_sentences >= len(texts)
+    assert report.num_tokens > 0
+    assert folded(" ".join(texts)) == folded(LONG)
+
+
+async def test_the_same_id_replaces_the_document(stages: Backend) -> None:
+    await stages.fill("docs", Document("a", LONG), Document("b", PARAGRAPHS[1]))
+    for text in (PARAGRAPHS[0], f"{LONG}\n\n{LONG}", PARAGRAPHS[2]):
+        report = await stages.indexer.index("docs", [Document("a", text)], BUDGET_S)
+        assert report.replaced == 1
+        texts = await texts_in(stages)
+        assert folded(" ".join(texts["a"])) == folded(text)
+        assert folded(" ".join(texts["b"])) == folded(PARAGRAPHS[1])
+    (info,) = await stages.indexer.list_collections()
+    assert info.num_documents == 2
+    assert info.num_chunks == sum(len(chunks) for chunks in texts.values())
+
+
+async def test_new_and_replaced_documents_may_come_together(stages: Backend) -> None:
+    await stages.fill("docs", Document("a", LONG))
+    report = await stages.indexer.index("docs", [Document("a", PARAGRAPHS[0]), Document("b", PARAGRAPHS[1])], BUDGET_S)
+    assert (set(report.indexed), report.replaced) == ({"a", "b"}, 1)
+    assert set(await texts_in(stages)) == {"a", "b"}
+
+
+async def test_of_one_id_twice_in_a_request_the_first_is_taken_and_the_second_rejected(stages: Backend) -> None:
+    report = await stages.indexer.index("docs", [Document("a", "First text."), Document("a", "Second text.")], BUDGET_S)
+    assert report.indexed == ("a",)
+    assert [rejected.id for rejected in report.rejected] == ["a"]
+    assert await texts_in(stages) == {"a": ["First text."]}
+
+
+@pytest.mark.parametrize("text", ["", " \n\t "])
+async def test_a_document_without_text_is_rejected_with_a_reason_and_the_others_are_written(
+    stages: Backend, text: str
+) -> None:
+    report = await stages.indexer.index("docs", [Document("empty", text), Document("a", "Some text.")], BUDGET_S)
+    assert report.indexed == ("a",)
+    (rejected,) = report.rejected
+    assert rejected.id == "empty"
+    assert "text" in rejected.reason
+    assert await texts_in(stages) == {"a": ["Some text."]}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        Document("", "Some text."),
+        Document("x" * 513, "Some text."),
+        Document("half", "half of a pair: \ud800"),
+        Document("half", "Some text.", title="\udfff"),
+        Document("half", "Some text.", source="\udfff"),
+        Document("half \ud800", "Some text."),
+        Document("nan", "Some text.", metadata={"x": float("nan")}),
+        Document("nested", "Some text.", metadata={"x": {"y": 1}}),
+        Document("nested", "Some text.", metadata={"x": [1]}),
+        Document("object", "Some text.", metadata={"x": object()}),
+        Document("half", "Some text.", metadata={"x": "\ud800"}),
+    ],
+    ids=repr,
+)
+async def test_a_document_that_can_not_be_stored_is_rejected_and_the_others_are_written(
+    real: Backend, document: Document
+) -> None:
+    report = await real.indexer.index("docs", [document, Document("a", "Some text.")], BUDGET_S)
+    assert report.indexed == ("a",)
+    (rejected,) = report.rejected
+    assert rejected.id == document.id
+    assert rejected.reason
+    assert await texts_in(real) == {"a": ["Some text."]}
+
+
+@pytest.mark.parametrize("text", ["---", "#", "```\ncode\n```", "\u200b", "\x00", "x" * 5000, "😀", "|a|b|\n|-|-|"])
+@pytest.mark.parametrize("source", ["", "page.md"])
+async def test_odd_texts_are_indexed_whole(real: Backend, text: str, source: str) -> None:
+    await real.fill("docs", Document("odd", text, source=source))
+    assert re.sub(r"\s", "", "".join((await texts_in(real))["odd"])) == re.sub(r"\s", "", text)
+
+
+async def test_a_request_of_rejected_documents_alone_writes_nothing(stages: Backend) -> None:
+    report = await stages.indexer.index("docs", [Document("a", "")], BUDGET_S)
+    assert (report.indexed, report.num_chunks, len(report.rejected)) == ((), 0, 1)
+
+
+async def test_a_document_comes_back_as_it_was_given_up_to_white_space(stages: Backend) -> None:
+    metadata = {"year": 2001, "price": 9.5, "lent": True, "author": "O'Brien 😀", "nothing": None}
+    document = Document("a/b", LONG, 'The "title"', "sea.md", metadata)
+    await stages.fill("docs", document)
+    stored = await stages.indexer.get_document("docs", "a/b")
+    assert folded(stored.document.text) == folded(LONG)
+    assert replace(stored.document, text=LONG) == document
+    assert stored.num_chunks == len((await texts_in(stages))["a/b"])
+    assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", stored.indexed_at)
+
+
+async def test_overlapping_passages_do_not_repeat_text_in_the_document(
+    tiny: Embedder, tiny_config: EmbedderConfig, real: Backend, tmp_path: Path
+) -> None:
+    config = IndexerConfig.model_validate({"chunking": {"chunk_tokens": 48, "overlap_tokens": 24}})
+    indexer = Indexer(config, StoreConfig(uri=str(tmp_path)), tiny_config.model, LocalHandle(tiny))
+    text = " ".join(f"word{number}" for number in range(200))
+    report = await indexer.index("overlapping", [Document("a", text)], BUDGET_S)
+    assert report.num_chunks > 2
+    assert (await indexer.get_document("overlapping", "a")).document.text == text
+    assert sum(len(chunk) for chunk in (await texts_in(real, "overlapping"))["a"]) > len(text)
+
+
+async def test_a_deleted_document_is_gone_and_the_others_are_not(stages: Backend) -> None:
+    await stages.fill("docs", Document("a", LONG), Document("b", "Some text."))
+    num_chunks = len((await texts_in(stages))["a"])
+    assert await stages.indexer.delete_document("docs", "a") == num_chunks
+    assert set(await texts_in(stages)) == {"b"}
+    with pytest.raises(NotFound):
+        await stages.indexer.get_document("docs", "a")
+    with pytest.raises(NotFound):
+        await stages.indexer.delete_document("docs", "a")
+
+
+async def test_document_ids_are_taken_as_they_are(stages: Backend) -> None:
+    await stages.fill("docs", *(Document(name, f"Text of {number}.") for number, name in enumerate(ODD_IDS)))
+    for number, name in enumerate(ODD_IDS):
+        stored = await stages.indexer.get_document("docs", name)
+        assert (stored.document.id, stored.document.text) == (name, f"Text of {number}.")
+    await stages.fill("docs", Document(ODD_IDS[0], "Another text."))
+    for remaining, name in reversed(list(enumerate(ODD_IDS))):
+        assert await stages.indexer.delete_document("docs", name) == 1
+        assert len(await texts_in(stages)) == remaining
+
+
+async def test_collections_are_made_listed_and_deleted(stages: Backend) -> None:
+    made = await stages.indexer.create_collection("b-2")
+    assert (made.name, made.num_documents, made.num_chunks) == ("b-2", 0, 0)
+    await stages.fill("a_1", Document("a", LONG), Document("b", "Some text."))
+    first, second = await stages.indexer.list_collections()
+    assert second == made
+    assert (first.name, first.num_documents, first.embedding_model) == ("a_1", 2, made.embedding_model)
+    assert (first.num_chunks, first.dim) == (len((await texts_in(stages, "a_1"))["a"]) + 1, made.dim)
+    await stages.indexer.delete_collection("a_1")
+    assert await stages.indexer.list_collections() == [made]
+
+
+async def test_a_collection_is_made_once_and_deleted_once(stages: Backend) -> None:
+    await stages.indexer.create_collection("docs")
+    with pytest.raises(AlreadyExists):
+        await stages.indexer.create_collection("docs")
+    await stages.indexer.delete_collection("docs")
+    with pytest.raises(NotFound):
+        await stages.indexer.delete_collection("docs")
+
+
+async def test_of_many_who_make_one_collection_at_once_one_does(stages: Backend) -> None:
+    results = await asyncio.gather(
+        *(stages.indexer.create_collection("docs") for _ in range(5)), return_exceptions=True
+    )
+    assert sum(isinstance(result, AlreadyExists) for result in results) == 4
+    assert len(await stages.indexer.list_collections()) == 1
+
+
+async def test_what_is_asked_of_an_unknown_collection_is_not_found(stages: Backend) -> None:
+    with pytest.raises(NotFound):
+        await stages.indexer.get_document("nowhere", "a")
+    with pytest.raises(NotFound):
+        await stages.indexer.delete_document("nowhere", "a")
+
+
+@pytest.mark.parametrize("name", ["", "../docs", "a/b", "-a", "a b", "größe", "x" * 64])
+async def test_a_collection_can_not_have_any_name(stages: Backend, name: str) -> None:
+    with pytest.raises(InvalidInput):
+        await stages.indexer.create_collection(name)
+
+
+async def test_more_collections_than_one_page_of_the_store_are_listed(real: Backend) -> None:
+    names = [f"c{number:02d}" for number in range(25)]
+    for name in names:
+        await real.indexer.create_collection(name)
+    assert [info.name for info in await real.indexer.list_collections()] == names
+
+
+async def test_documents_indexed_at_the_same_time_are_all_kept(stages: Backend) -> None:
+    """Five writers of twenty documents each, half of them the same ones again and again."""
+
+    async def write(writer: int) -> None:
+        for start in range(0, 20, 5):
+            shared = [Document(f"shared{n}", f"Writer {writer} wrote {n}.") for n in range(start, start + 3)]
+            own = [Document(f"w{writer}-{n}", f"Text {n} of {writer}.") for n in range(start, start + 5)]
+            report = await stages.indexer.index("docs", shared + own, BUDGET_S)
+            assert len(report.indexed) == 8
+
+    await asyncio.gather(*(write(writer) for writer in range(5)))
+    texts = await texts_in(stages)
+    expected = {f"w{writer}-{n}" for writer in range(5) for n in range(20)}
+    expected |= {f"shared{start + n}" for start in range(0, 20, 5) for n in range(3)}
+    assert set(texts) == expected
+    for name, passages in texts.items():
+        assert len(passages) == 1, name
+    (info,) = await stages.indexer.list_collections()
+    assert (info.num_documents, info.num_chunks) == (len(expected), len(expected))
+
+
+async def test_no_reader_sees_a_document_half_replaced(stages: Backend) -> None:
+    """The versions differ in length and text; every search must see exactly one of them, and all of it."""
+    versions = [f"{LONG}\n\n{LONG}".replace("sea", "lake"), PARAGRAPHS[2], LONG]
+    whole = {folded(version) for version in versions}
+    await stages.fill("docs", Document("other", "Some text."), Document("a", versions[-1]))
+    vector = (await stages.embed("anything"))[0]
+    writing = asyncio.ensure_future(_replace_again_and_again(stages, versions))
+    seen: set[str] = set()
+    while not writing.done():
+        found = await stages.search(SearchRequest("docs", vector, 1000, filter={"document_id": "a"}))
+        seen.add(folded(" ".join(p.text for p in sorted(found, key=lambda p: p.start))))
+        await asyncio.sleep(0)
+    await writing
+    assert seen <= whole
+    assert len(seen) > 1
+
+
+async def _replace_again_and_again(backend: Backend, versions: list[str]) -> None:
+    for _ in range(4):
+        for version in versions:
+            await backend.fill("docs", Document("a", version))
+            await asyncio.sleep(0)
+
+
+async def test_compaction_loses_nothing(
+    tiny: Embedder, tiny_config: EmbedderConfig, real: Backend, tmp_path: Path
+) -> None:
+    config = IndexerConfig(commits_per_optimize=2)
+    store = StoreConfig(uri=str(tmp_path))
+    indexer = RemoteIndexer(LocalHandle(Indexer(config, store, tiny_config.model, LocalHandle(tiny))))
+    await asyncio.gather(
+        *(
+            indexer.index("docs", [Document(f"d{n % 7}", f"Text {n}."), Document(f"e{n}", "x")], BUDGET_S)
+            for n in range(12)
+        )
+    )
+    assert set(await texts_in(real)) == {f"d{n}" for n in range(7)} | {f"e{n}" for n in range(12)}
+
+
+async def test_a_collection_made_with_another_model_takes_no_documents(
+    tiny: Embedder, tiny_config: EmbedderConfig, real: Backend, tmp_path: Path
+) -> None:
+    class Renamed:
+        """The same vectors under another model's name."""
+
+        embed = tiny.embed
+
+        async def describe(self) -> EmbeddingModel:
+            return replace(await tiny.describe(), name="another-model")
+
+    store, folder = StoreConfig(uri=str(tmp_path)), tiny_config.model
+    await real.fill("docs", Document("a", "Some text."))
+    other = RemoteIndexer(LocalHandle(Indexer(IndexerConfig(), store, folder, LocalHandle(Renamed()))))
+    with pytest.raises(IndexMismatch, match="another-model"):
+        await other.index("docs", [Document("b", "Other text.")], BUDGET_S)
+    assert set(await texts_in(real)) == {"a"}
+
+
+async def test_a_store_outlives_its_stages(
+    tiny: Embedder, tiny_config: EmbedderConfig, real: Backend, tmp_path: Path
+) -> None:
+    await real.fill("docs", Document("a", LONG, "Title", "a.md", {"year": 2001}))
+    store, folder = StoreConfig(uri=str(tmp_path)), tiny_config.model
+    later = RemoteIndexer(LocalHandle(Indexer(IndexerConfig(), store, folder, LocalHandle(tiny))))
+    stored = await later.get_document("docs", "a")
+    assert json.loads(json.dumps(dict(stored.document.metadata))) == {"year": 2001}
+    assert (await later.index("docs", [Document("a", "New text.")], BUDGET_S)).replaced == 1
+    assert await texts_in(real) == {"a": ["New text."]}
