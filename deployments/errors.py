@@ -13,6 +13,9 @@ class RaglaneError(Exception):
         super().__init__(message)
         self.message = message
 
+    def __str__(self) -> str:
+        return self.message
+
 
 class ConfigError(RaglaneError):
     """The configuration can't be used; raised while starting, never while serving."""

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,16 +172,16 @@ class Generator:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]:
         """The engine's events, none of them after the request's budget."""
         expires_at = asyncio.get_running_loop().time() + request.budget_s
-        events = self._engine.generate(request)
-        while True:
-            try:
-                async with asyncio.timeout_at(expires_at):
-                    event = await anext(events, None)
-            except TimeoutError:
-                raise DeadlineExceeded("the answer was not finished in time; raise timeout_s") from None
-            if event is None:
-                return
-            yield event
+        async with aclosing(self._engine.generate(request)) as events:
+            while True:
+                try:
+                    async with asyncio.timeout_at(expires_at):
+                        event = await anext(events, None)
+                except TimeoutError:
+                    raise DeadlineExceeded("the answer was not finished in time; raise timeout_s") from None
+                if event is None:
+                    return
+                yield event
 
     async def describe(self) -> str:
         """Answers when the stage is ready."""

@@ -8,8 +8,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -25,10 +23,10 @@ from deployments.contracts import (
     StoredDocument,
     Vector,
 )
-from deployments.errors import AlreadyExists, InvalidInput, NotFound
-from deployments.evidence import quantise
-from deployments.ingestion.chunking import Chunk, Chunker, ChunkingConfig
-from deployments.ingestion.sentences import split_sentences
+from deployments.errors import AlreadyExists, NotFound
+from deployments.ingestion.chunking import ChunkingConfig
+from deployments.ingestion.preparation import Prepared, Preparer
+from deployments.ingestion.rows import table_rows
 from deployments.models import tokenizer_file
 from deployments.section import Section
 from deployments.store import (
@@ -55,49 +53,6 @@ class IndexerConfig(Section):
     commits_per_optimize: int = Field(32, ge=1, description="The table is compacted after this many commits.")
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A document cut up: its chunks, the sentence spans of each chunk, and what stands before each when embedded."""
-
-    document: Document
-    heading: str
-    chunks: tuple[Chunk, ...]
-    spans: tuple[tuple[tuple[int, int], ...], ...]
-
-    def passages(self) -> list[str]:
-        """What is embedded for each chunk: the title gives a chunk its topic."""
-        return [self.heading + chunk.text for chunk in self.chunks]
-
-    def sentences(self) -> list[str]:
-        """Every sentence of every chunk, in order."""
-        pairs = zip(self.chunks, self.spans, strict=True)
-        return [chunk.text[start:end] for chunk, spans in pairs for start, end in spans]
-
-
-class Preparer:
-    """Cuts documents into chunks and sentences. Synchronous; meant for a thread."""
-
-    def __init__(self, config: IndexerConfig, tokenizer: str) -> None:
-        self._chunker = Chunker(config.chunking, tokenizer)
-        self._max_sentence_chars = config.max_sentence_chars
-
-    def prepare(self, documents: Sequence[Document]) -> list[Prepared | RejectedDocument]:
-        """One result per document, in order."""
-        return [self._prepare_one(document) for document in documents]
-
-    def _prepare_one(self, document: Document) -> Prepared | RejectedDocument:
-        if not document.id or len(document.id) > 512:
-            return RejectedDocument(document.id, "the id is empty or longer than 512 characters")
-        if not document.text.strip():
-            return RejectedDocument(document.id, "the text is empty")
-        try:
-            chunks = tuple(self._chunker.split(document))
-        except InvalidInput as error:
-            return RejectedDocument(document.id, error.message)
-        spans = tuple(tuple(split_sentences(chunk.text, self._max_sentence_chars)) for chunk in chunks)
-        return Prepared(document, self._chunker.heading(document.title), chunks, spans)
-
-
 class Indexer:
     """The deployment; it must have exactly one replica, because one table has exactly one writer."""
 
@@ -105,10 +60,9 @@ class Indexer:
         from deployments.remote import RemoteEmbedder
 
         self._config = config
-        self._handle = embedder
         self._embedder = RemoteEmbedder(embedder)
         self._tables = Tables(store)
-        self._preparer = Preparer(config, str(tokenizer_file(model)))
+        self._preparer = Preparer(config.chunking, config.max_sentence_chars, str(tokenizer_file(model)))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._embed_slots = asyncio.Semaphore(config.embed_calls_in_flight)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -118,8 +72,7 @@ class Indexer:
     async def describe(self) -> EmbeddingModel:
         """The model whose vectors are written; answers when the stage and its embedder are ready."""
         if self._model is None:
-            model: EmbeddingModel = await self._handle.describe.remote()
-            self._model = model
+            self._model = await self._embedder.describe()
         return self._model
 
     async def index(self, collection: str, documents: Sequence[Document], budget_s: float) -> IndexReport:
@@ -138,7 +91,7 @@ class Indexer:
             return IndexReport((), 0, 0, 0, 0, tuple(rejected))
         passages, passage_tokens = await self._embed([text for p in prepared for text in p.passages()], budget_s)
         sentences, sentence_tokens = await self._embed([text for p in prepared for text in p.sentences()], budget_s)
-        rows = _rows(prepared, passages, sentences, model)
+        rows = table_rows(prepared, passages, sentences, model)
         async with self._locks[collection]:
             replaced = await self._write(collection, [p.document.id for p in prepared], rows, model)
         return IndexReport(
@@ -274,41 +227,3 @@ def _joined(rows: Sequence[dict[str, Any]]) -> str:
         text += row["text"][max(0, reached - row["start"]) :]
         reached = max(reached, row["end"])
     return text
-
-
-def _rows(prepared: Sequence[Prepared], passages: Vector, sentences: Vector, model: EmbeddingModel) -> Any:
-    """The Arrow table of one commit; `passages` and `sentences` in the order of the prepared documents."""
-    import pyarrow as pa
-
-    quantised = quantise(sentences)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    columns: dict[str, list[Any]] = defaultdict(list)
-    sentence_at = 0
-    for item in prepared:
-        metadata = json.dumps(dict(item.document.metadata))
-        for position, (chunk, spans) in enumerate(zip(item.chunks, item.spans, strict=True)):
-            columns["id"].append(f"{item.document.id}:{position}")
-            columns["document_id"].append(item.document.id)
-            columns["position"].append(position)
-            columns["text"].append(chunk.text)
-            columns["title"].append(item.document.title)
-            columns["source"].append(item.document.source)
-            columns["metadata"].append(metadata)
-            columns["start"].append(chunk.start)
-            columns["end"].append(chunk.end)
-            columns["num_tokens"].append(chunk.num_tokens)
-            columns["indexed_at"].append(now)
-            columns["sentence_spans"].append([offset for span in spans for offset in span])
-            columns["sentence_vectors"].append(quantised[sentence_at : sentence_at + len(spans)].tobytes())
-            sentence_at += len(spans)
-    schema = table_schema(model.dim, model.name)
-    flat = pa.array(np.ascontiguousarray(passages).ravel())
-    arrays = [
-        pa.FixedSizeListArray.from_arrays(flat, model.dim)
-        if field.name == "vector"
-        else pa.ExtensionArray.from_storage(field.type, pa.array(columns["metadata"], field.type.storage_type))
-        if field.name == "metadata"
-        else pa.array(columns[field.name], field.type)
-        for field in schema
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)

@@ -13,6 +13,7 @@ from deployments.contracts import (
     Call,
     CollectionInfo,
     Document,
+    EmbeddingModel,
     Embeddings,
     EmbedRequest,
     GenerateRequest,
@@ -53,6 +54,9 @@ def translate(error: BaseException, stage: str) -> RaglaneError:
     if isinstance(error, RayTaskError):
         # str() of this one is the remote traceback; the object that was raised is its cause.
         cause = error.cause
+        while isinstance(cause, RayTaskError):
+            # It came through another stage before.
+            cause = cause.cause
         if isinstance(cause, RaglaneError):
             return cause
         if isinstance(cause, BackPressureError):
@@ -101,12 +105,24 @@ class RemoteEmbedder:
     """The Embedder by handle."""
 
     def __init__(self, handle: Handle, config: HopConfig | None = None) -> None:
+        self._handle = handle
         self._hop: Hop[EmbedRequest, Embeddings] = Hop(
             "embed", _caller(handle, "embed", "embed"), config or HopConfig()
         )
 
     async def embed(self, request: EmbedRequest, budget_s: float) -> Timed[Embeddings]:
         return await self._hop(request, budget_s, _bytes_of(request.texts) + len(request.texts) * _VECTOR_BYTES)
+
+    async def describe(self) -> EmbeddingModel:
+        """The model that the stage runs. Raises StageUnavailable while it has no replica that answers."""
+        response = _Response(self._handle.describe.remote(), "embed")
+        try:
+            async with asyncio.timeout(_READ_S):
+                return cast(EmbeddingModel, await response)
+        except TimeoutError:
+            raise StageUnavailable("the embed stage does not answer; it may be starting") from None
+        finally:
+            response.cancel()
 
 
 class RemoteRetriever:

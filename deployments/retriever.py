@@ -50,11 +50,11 @@ class LanceSearch:
 
     async def search(self, requests: Sequence[SearchRequest]) -> list[list[Passage] | StageError]:
         """For each request, in order, at most k passages by descending cosine similarity (ties by id), or its error."""
-        groups: dict[tuple[str, int, str], list[int]] = defaultdict(list)
+        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         results: list[list[Passage] | StageError] = [[] for _ in requests]
         for index, request in enumerate(requests):
             filter_key = json.dumps(dict(request.filter or {}), sort_keys=True, default=repr)
-            groups[request.collection, request.k, filter_key].append(index)
+            groups[request.collection, request.k, request.mode, len(request.vector), filter_key].append(index)
         answers = await asyncio.gather(*(self._search_group([requests[i] for i in g]) for g in groups.values()))
         for members, answer in zip(groups.values(), answers, strict=True):
             for index, result in zip(members, answer, strict=True):

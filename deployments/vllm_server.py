@@ -86,6 +86,12 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
         timing = StageTiming(batch_wait_s=min(queue_s, total_s), compute_s=max(total_s - queue_s, 0.0))
         yield Generated(to_finish_reason(finish_reason), usage, timing, generator=self._model_id)
 
+    async def describe(self) -> str:
+        """The model's name; raises EngineDead when its engine does not answer."""
+        if not await self.ready():
+            raise EngineDead(f"the engine of {self._model_id} does not answer")
+        return self._model_id
+
     async def ready(self) -> bool:
         """Whether the engine's own process answers, not merely whether this one does."""
         try:

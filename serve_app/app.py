@@ -45,8 +45,8 @@ class Ingress:
     async def __serve_build_asgi_app__(self) -> Any:
         """Build the HTTP app inside the replica's running loop, as handles need one."""
         config, handles = self._config, self._handles
-        embedding_model = await handles["Embedder"].describe.remote()
         embedder = RemoteEmbedder(handles["Embedder"], config.hops.embed)
+        embedding_model = await embedder.describe()
         reranker = RemoteReranker(handles["Reranker"], config.hops.rerank)
         stages = Stages(
             embedder=embedder,

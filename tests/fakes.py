@@ -68,7 +68,7 @@ class Faults:
     async def strike(self, budget_s: float) -> None:
         if self.delay_s:
             await asyncio.sleep(min(self.delay_s, budget_s))
-        if self.delay_s > budget_s:
+        if self.delay_s >= budget_s:
             raise DeadlineExceeded("the fake was too slow; raise timeout_s")
         if self.error is not None:
             raise self.error

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from deployments.contracts import (
     Document,
-    Embeds,
     EmbedRequest,
+    Embeds,
     Generates,
     Indexes,
     Passage,

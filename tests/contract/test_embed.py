@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from deployments.contracts import Embeds, EmbedRequest, Vector
+from deployments.contracts import EmbedRequest, Embeds, Vector
 from deployments.embedder import Embedder, EmbedderConfig
 from deployments.errors import DeadlineExceeded, InputTooLong
 from deployments.models import model_location
@@ -19,6 +19,8 @@ from tests import fakes
 from tests.contract.backends import BUDGET_S
 from tests.handles import LocalHandle
 from tests.models import PASSAGE_PROMPT, QUERY_PROMPT
+
+Role = Literal["query", "passage"]
 
 TEXTS = (
     "The moon pulls the tides of the sea.",
@@ -51,7 +53,7 @@ class Case:
     prompts: tuple[str, str] = ("", "")
     reference: Any = None
 
-    async def embed(self, *texts: str, role: Literal["query", "passage"] = "query") -> Vector:
+    async def embed(self, *texts: str, role: Role = "query") -> Vector:
         return (await self.embedder.embed(EmbedRequest(texts, role), BUDGET_S)).value.vectors
 
     def assert_near(self, ours: Vector, theirs: Vector) -> None:
@@ -183,7 +185,8 @@ async def test_bulk_work_has_the_same_vectors(case: Case) -> None:
 @pytest.mark.parametrize("case", ["minilm", "minilm-bfloat16", "tiny"], indirect=True)
 async def test_both_roles_agree_with_the_reference_library(case: Case) -> None:
     texts = [text for text in TEXTS + ODD_TEXTS if text.strip()] + ["word " * (case.max_tokens + 50)]
-    for role, prompt in zip(("query", "passage"), case.prompts, strict=True):
+    roles: tuple[Role, Role] = ("query", "passage")
+    for role, prompt in zip(roles, case.prompts, strict=True):
         expected = case.reference.encode(
             texts, prompt=prompt or None, normalize_embeddings=True, show_progress_bar=False
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deployments.contracts import Candidate, Document, EmbedRequest, Passage, Reranks, RerankRequest, SearchRequest
+from deployments.contracts import Candidate, Document, EmbedRequest, Passage, RerankRequest, Reranks, SearchRequest
 from deployments.embedder import Embedder
 from deployments.errors import DeadlineExceeded, NotFound
 from deployments.hop import HopConfig

@@ -8,128 +8,20 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serve_app.cli.environment import FIXED_PORTS
 from serve_app.cli.processes import ProcessId, port_is_free
-from serve_app.cli.state import ServerState, StateFile
-
-READY_LINE = "raglane is ready at"
-
-ONE_LINE_APP = """
-from fastapi import FastAPI
-from ray import serve
-
-api = FastAPI()
-
-
-@serve.deployment(ray_actor_options={"num_cpus": 0.1})
-@serve.ingress(api)
-class Ingress:
-    @api.get("/health/ready")
-    def ready(self) -> dict:
-        return {"status": "ready", "stages": {}}
-
-
-@serve.deployment(ray_actor_options={"num_cpus": 0.1})
-class Broken:
-    def __init__(self) -> None:
-        raise ValueError("there is no model folder /nope")
-
-
-app = Ingress.bind()
-broken = Broken.bind()
-"""
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [int(sock.getsockname()[1]) for sock in sockets]
-
-
-@dataclass
-class CommandLine:
-    """`raglane` with a data directory, ports and a working directory of its own."""
-
-    directory: Path
-    port: int
-    environ: dict[str, str]
-
-    @property
-    def state_file(self) -> StateFile:
-        return StateFile(self.directory / "data")
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "serve_app.cli.main", *arguments]
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.directory,
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-
-    def up(self, *arguments: str) -> list[str]:
-        return ["up", "--port", str(self.port), *arguments]
-
-    def config(self, application: str) -> list[str]:
-        (self.directory / "one_line.py").write_text(ONE_LINE_APP)
-        path = self.directory / f"{application}.yaml"
-        path.write_text(f"applications: [{{name: test, route_prefix: /, import_path: 'one_line:{application}'}}]\n")
-        return ["--config", str(path)]
-
-    def start_in_foreground(self) -> subprocess.Popen[str]:
-        """In a process group of its own, as a shell would; returns once it says that it is ready."""
-        server = subprocess.Popen(
-            self.command(*self.up(*self.config("app"))),
-            cwd=self.directory,
-            env=self.environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        assert server.stdout is not None
-        lines = []
-        for line in server.stdout:
-            lines.append(line)
-            if READY_LINE in line:
-                return server
-        raise AssertionError("".join(lines))
-
-    def recorded(self) -> tuple[ServerState, list[ProcessId]]:
-        """The state and everything that its server consists of."""
-        state = self.state_file.read()
-        assert state is not None
-        assert state.processes
-        return state, [state.server, *state.processes]
+from tests.command_line import CommandLine, command_line
 
 
 @pytest.fixture
 def raglane(tmp_path: Path) -> Iterator[CommandLine]:
-    port, *fixed = free_ports(2 + len(FIXED_PORTS))
-    environ = os.environ | {name: str(number) for (name, _, _), number in zip(FIXED_PORTS, fixed, strict=False)}
-    environ["RAY_SERVE_FALLBACK_PROXY_GRPC_PORT"] = str(fixed[-1])
-    environ["RAGLANE_DATA"] = str(tmp_path / "data")
-    environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), str(tmp_path)])
-    environ.pop("RAGLANE_URL", None)
-    command_line = CommandLine(tmp_path, port, environ)
-    yield command_line
-    command_line.run("down", "--timeout", "0")
+    with command_line(tmp_path) as raglane:
+        yield raglane
 
 
 def assert_nothing_is_left(raglane: CommandLine, processes: list[ProcessId]) -> None:

@@ -1,0 +1,69 @@
+"""Preparation: a document becomes chunks and sentences, or a rejection that says why. Needs the CPU, not the store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deployments.contracts import Document, RejectedDocument
+from deployments.errors import InvalidInput
+from deployments.ingestion.chunking import Chunk, Chunker, ChunkingConfig
+from deployments.ingestion.sentences import split_sentences
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A document cut up: its chunks, the sentence spans of each chunk, and what stands before each when embedded."""
+
+    document: Document
+    heading: str
+    chunks: tuple[Chunk, ...]
+    spans: tuple[tuple[tuple[int, int], ...], ...]
+
+    def passages(self) -> list[str]:
+        """What is embedded for each chunk: the title gives a chunk its topic."""
+        return [self.heading + chunk.text for chunk in self.chunks]
+
+    def sentences(self) -> list[str]:
+        """Every sentence of every chunk, in order."""
+        pairs = zip(self.chunks, self.spans, strict=True)
+        return [chunk.text[start:end] for chunk, spans in pairs for start, end in spans]
+
+
+class Preparer:
+    """Cuts documents into chunks and sentences. Synchronous; meant for a thread."""
+
+    def __init__(self, config: ChunkingConfig, max_sentence_chars: int, tokenizer: str) -> None:
+        self._chunker = Chunker(config, tokenizer)
+        self._max_sentence_chars = max_sentence_chars
+
+    def prepare(self, documents: Sequence[Document]) -> list[Prepared | RejectedDocument]:
+        """One result per document, in order."""
+        return [self._prepare_one(document) for document in documents]
+
+    def _prepare_one(self, document: Document) -> Prepared | RejectedDocument:
+        if not document.id or len(document.id) > 512:
+            return RejectedDocument(document.id, "the id is empty or longer than 512 characters")
+        if not document.text.strip():
+            return RejectedDocument(document.id, "the text is empty")
+        try:
+            _check_storable(document)
+            chunks = tuple(self._chunker.split(document))
+        except InvalidInput as error:
+            return RejectedDocument(document.id, error.message)
+        spans = tuple(tuple(split_sentences(chunk.text, self._max_sentence_chars)) for chunk in chunks)
+        return Prepared(document, self._chunker.heading(document.title), chunks, spans)
+
+
+def _check_storable(document: Document) -> None:
+    """Raise InvalidInput for what the table or its readers could not take."""
+    if not all(isinstance(value, str | int | float | bool | None) for value in document.metadata.values()):
+        raise InvalidInput("a metadata value is not a string, a number, a boolean or null")
+    try:
+        json.dumps(dict(document.metadata), ensure_ascii=False, allow_nan=False).encode()
+        f"{document.id}{document.source}".encode()
+    except UnicodeEncodeError:
+        raise InvalidInput("the id, the source or the metadata have half of a surrogate pair") from None
+    except (TypeError, ValueError):
+        raise InvalidInput("a metadata value is not a finite number") from None

@@ -1,0 +1,167 @@
+"""What every retriever promises of filters: the right documents, and a refusal that names the field."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from deployments.contracts import Document, SearchRequest, Vector
+from deployments.errors import InvalidInput
+from tests.contract.backends import Backend
+
+BOOKS = (
+    Document("tides", "The moon pulls the tides.", "Tides", "sea.txt", {"year": 2001, "price": 9.5, "lent": True}),
+    Document("bees", "Bees make honey.", "Bees", "bees.txt", {"year": 2010, "price": 12.0, "lent": False}),
+    Document("iron", "Iron rusts in air.", "Iron", "it's.txt", {"year": 2020, "author": "O'Brien", "lent": False}),
+    Document("größe", "Size matters to ants.", "Größe", "größe.md", {"author": "Ærø 数据 😀", "a.b-c": "dotted"}),
+    Document("odd 'id\"/\\", "A text of its own.", "", "", {"author": 'say "hi" \\ / \n', "year": -3}),
+)
+
+
+@pytest.fixture
+async def library(stages: Backend) -> Backend:
+    await stages.fill("docs", *BOOKS)
+    return stages
+
+
+async def query(backend: Backend) -> Vector:
+    vector: Vector = (await backend.embed("What do the tides do?"))[0]
+    return vector
+
+
+async def ids_of(backend: Backend, wanted: Mapping[str, Any] | None) -> set[str]:
+    found = await backend.search(SearchRequest("docs", await query(backend), 100, filter=wanted))
+    return {passage.document_id for passage in found}
+
+
+FILTERS: tuple[tuple[dict[str, Any] | None, set[str]], ...] = (
+    (None, {"tides", "bees", "iron", "größe", "odd 'id\"/\\"}),
+    ({}, {"tides", "bees", "iron", "größe", "odd 'id\"/\\"}),
+    ({"document_id": "bees"}, {"bees"}),
+    ({"document_id": "odd 'id\"/\\"}, {"odd 'id\"/\\"}),
+    ({"source": "it's.txt"}, {"iron"}),
+    ({"title": "Größe"}, {"größe"}),
+    ({"title": ""}, {"odd 'id\"/\\"}),
+    ({"year": 2010}, {"bees"}),
+    ({"year": 2010.0}, {"bees"}),
+    ({"metadata.year": 2010}, {"bees"}),
+    ({"year": -3}, {"odd 'id\"/\\"}),
+    ({"year": "2010"}, set()),
+    ({"price": 9.5}, {"tides"}),
+    ({"lent": True}, {"tides"}),
+    ({"lent": False}, {"bees", "iron"}),
+    ({"author": "O'Brien"}, {"iron"}),
+    ({"author": "Ærø 数据 😀"}, {"größe"}),
+    ({"author": 'say "hi" \\ / \n'}, {"odd 'id\"/\\"}),
+    ({"a.b-c": "dotted"}, {"größe"}),
+    ({"year": [2001, 2020, 1999]}, {"tides", "iron"}),
+    ({"source": ["sea.txt", "bees.txt"]}, {"tides", "bees"}),
+    ({"author": ["O'Brien", "nobody"]}, {"iron"}),
+    ({"year": {"gt": 2010}}, {"iron"}),
+    ({"year": {"gte": 2010}}, {"bees", "iron"}),
+    ({"year": {"lt": 2010}}, {"tides", "odd 'id\"/\\"}),
+    ({"year": {"lte": 2010}}, {"tides", "bees", "odd 'id\"/\\"}),
+    ({"year": {"ne": 2010}}, {"tides", "iron", "odd 'id\"/\\"}),
+    ({"year": {"gte": 2001, "lt": 2020}}, {"tides", "bees"}),
+    ({"price": {"gt": 9.5}}, {"bees"}),
+    ({"lent": {"ne": True}}, {"bees", "iron"}),
+    ({"author": {"ne": "O'Brien"}}, {"größe", "odd 'id\"/\\"}),
+    ({"author": {"gte": "O", "lt": "P"}}, {"iron"}),
+    ({"source": {"gt": "bees.txt", "lt": "it's.txt"}}, {"größe"}),
+    ({"year": 2010, "lent": False}, {"bees"}),
+    ({"year": 2010, "lent": True}, set()),
+    ({"unheard_of": 1}, set()),
+    ({"unheard_of": {"ne": 1}}, set()),
+    ({"author": "' OR '1'='1"}, set()),
+    ({"document_id": "x' OR 'a'='a"}, set()),
+    ({"author": "x'; DROP TABLE docs; --"}, set()),
+)
+
+
+@pytest.mark.parametrize(("wanted", "expected"), FILTERS, ids=[repr(wanted) for wanted, _ in FILTERS])
+async def test_a_filter_keeps_exactly_the_documents_that_meet_it(
+    library: Backend, wanted: dict[str, Any] | None, expected: set[str]
+) -> None:
+    assert await ids_of(library, wanted) == expected
+
+
+async def test_a_filtered_search_still_finds_k(stages: Backend) -> None:
+    near = [Document(f"near{number}", "What do the tides do?") for number in range(20)]
+    far = [Document(f"far{number}", "Bees make honey.", metadata={"wanted": True}) for number in range(5)]
+    await stages.fill("docs", *near, *far)
+    found = await stages.search(SearchRequest("docs", await query(stages), 5, filter={"wanted": True}))
+    assert {passage.document_id for passage in found} == {document.id for document in far}
+
+
+async def test_a_field_may_hold_values_of_every_kind(real: Backend) -> None:
+    values = {"number": 7, "text": "7", "yes": True, "no": False, "nothing": None, "fraction": 7.5, "empty": ""}
+    await real.fill("docs", *(Document(name, f"Text {name}.", metadata={"v": v}) for name, v in values.items()))
+    assert await ids_of(real, {"v": 7}) == {"number"}
+    assert await ids_of(real, {"v": "7"}) == {"text"}
+    assert await ids_of(real, {"v": True}) == {"yes"}
+    assert await ids_of(real, {"v": {"ne": True}}) == {"no"}
+    assert await ids_of(real, {"v": {"gt": 0}}) == {"number", "fraction"}
+    assert await ids_of(real, {"v": {"gte": ""}}) == {"text", "empty"}
+    assert await ids_of(real, {"v": {"ne": "7"}}) == {"empty"}
+    assert await ids_of(real, {"v": [7, "7", True]}) == {"number", "text", "yes"}
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"year) OR (1=1": 1},
+        {"a' OR '1'='1": "x"},
+        {"a b": 1},
+        {"": 1},
+        {"größe": 1},
+        {"metadata.": 1},
+        {"year": None},
+        {"year": []},
+        {"year": {}},
+        {"year": [[1]]},
+        {"year": {"or": 1}},
+        {"year": {"gt": {"lt": 1}}},
+        {"year": float("nan")},
+        {"year": {"lt": float("inf")}},
+        {"year": 10**400},
+        {"year": "\ud800"},
+        {"source": 5},
+        {"title": {"gt": True}},
+    ],
+    ids=repr,
+)
+async def test_a_filter_that_can_not_be_used_is_refused_by_the_name_of_its_field(
+    real: Backend, wanted: dict[str, Any]
+) -> None:
+    await real.fill("docs", *BOOKS)
+    with pytest.raises(InvalidInput) as refused:
+        await ids_of(real, wanted)
+    assert repr(next(iter(wanted))) in refused.value.message
+
+
+async def test_a_filter_that_can_not_be_used_does_not_fail_its_neighbours(real: Backend) -> None:
+    await real.fill("docs", *BOOKS)
+    vector = await query(real)
+    requests = [SearchRequest("docs", vector, 3, filter={"a b": 1}), SearchRequest("docs", vector, 3)]
+    refused, answered = await asyncio.gather(*(real.search(r) for r in requests), return_exceptions=True)
+    assert isinstance(refused, InvalidInput)
+    assert not isinstance(answered, BaseException)
+    assert len(answered) == 3
+
+
+ODD_VALUES = (
+    *(chr(code) for code in range(0x20)),
+    *"\x7f\x85\u200b\u2028\ufeff\ufffd😀",
+    *("", " ", "'", "''", '"', "\\", '\\"', "\\u0041", "/", "%", "_", "null", "true", "1", "{}", "é", "e\u0301"),
+)
+
+
+async def test_any_text_finds_exactly_itself_as_a_filter_value(real: Backend) -> None:
+    documents = (Document(f"d{number}", "Text.", metadata={"v": value}) for number, value in enumerate(ODD_VALUES))
+    await real.fill("docs", *documents)
+    for number, value in enumerate(ODD_VALUES):
+        assert await ids_of(real, {"v": value}) == {f"d{number}"}
+        assert await ids_of(real, {"v": {"gte": value, "lte": value}}) == {f"d{number}"}

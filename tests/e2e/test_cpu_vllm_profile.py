@@ -1,0 +1,149 @@
+"""The cpu-vllm profile with a tiny model of its own: real vLLM behind the whole lane, over HTTP, HAProxy included."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import orjson
+import psutil
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.command_line import CommandLine, command_line
+from tests.tiny_llm import make_tiny_llm
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+
+PROFILE = Path(__file__).parents[2] / "deploy" / "cpu-vllm.yaml"
+BRIDGE = "The bridge was opened in 1932 after eight years of work. It is 503 metres long."
+QUESTION = {"question": "When was the bridge opened?", "collection": "notes", "temperature": 0, "max_tokens": 24}
+
+
+@pytest.fixture(scope="module")
+def raglane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    folder = tmp_path_factory.mktemp("vllm")
+    document = yaml.safe_load(PROFILE.read_text())
+    model = {"model_id": "tiny", "model_source": str(make_tiny_llm(folder / "model"))}
+    arguments = document["applications"][0]["args"]
+    arguments["generator"]["vllm"] |= model | {"runtime_env": {"env_vars": {"HF_HUB_OFFLINE": "1"}}}
+    arguments["generator"]["vllm"]["engine_kwargs"]["max_model_len"] = 16384
+    config = folder / "cpu-vllm.yaml"
+    config.write_text(yaml.safe_dump(document))
+    with command_line(folder) as raglane:
+        up = raglane.run(*raglane.up("--detach", "--config", str(config), "--data", str(folder / "data")))
+        assert up.returncode == 0, up.stderr
+        note = {"collection": "notes", "documents": [{"id": "bridge", "title": "Bridge", "text": BRIDGE}]}
+        httpx.post(f"{raglane.url}/v1/documents", json=note, timeout=60).raise_for_status()
+        yield raglane
+
+
+@pytest.fixture
+async def client(raglane: CommandLine) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=raglane.url, timeout=120) as client:
+        yield client
+
+
+async def events_of(response: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
+    name = ""
+    async for line in response.aiter_lines():
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            yield name, orjson.loads(line.removeprefix("data: "))
+
+
+async def test_the_answer_streams_and_is_the_same_as_json(client: httpx.AsyncClient) -> None:
+    whole = (await client.post("/v1/answers", json=QUESTION)).json()
+    async with client.stream("POST", "/v1/answers", json=QUESTION | {"stream": True}) as response:
+        events = [event async for event in events_of(response)]
+    names = [name for name, _ in events]
+    assert names[0] == "sources"
+    assert names[-1] == "done"
+    assert names.count("token") > 5
+    assert "".join(data["text"] for name, data in events if name == "token") == whole["answer"]
+    assert whole["generator"] == "tiny"
+    assert whole["usage"]["completion_tokens"] == 24
+    assert [row["stage"] for row in whole["timings"]][-1] == "generate"
+    assert events[0][1]["sources"][0]["document_id"] == "bridge"
+
+
+async def test_the_openai_client_streams_what_the_model_writes(raglane: CommandLine) -> None:
+    client = openai.AsyncOpenAI(base_url=f"{raglane.url}/v1", api_key="none")
+    messages: Any = [{"role": "user", "content": "When was the bridge opened?"}]
+    options: Any = {"model": "raglane/notes", "messages": messages, "temperature": 0, "max_tokens": 24}
+    whole = await client.chat.completions.create(**options)
+    stream = await client.chat.completions.create(**options, stream=True)
+    pieces = [chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices]
+    assert len([piece for piece in pieces if piece]) > 5
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert whole.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_that_is_too_long_is_a_bad_request_with_both_lengths(
+    client: httpx.AsyncClient, stream: bool
+) -> None:
+    refused = await client.post("/v1/answers", json=QUESTION | {"max_tokens": 16000 + 384, "stream": stream})
+    assert refused.status_code == 400
+    assert "16384" in refused.json()["error"]["message"]
+    assert refused.json()["error"]["type"] == "input_too_long"
+
+
+async def test_a_client_that_leaves_stops_the_model(client: httpx.AsyncClient, raglane: CommandLine) -> None:
+    endless = QUESTION | {"max_tokens": 15000, "stream": True, "timeout_s": 200}
+    async with client.stream("POST", "/v1/answers", json=endless) as response:
+        async for name, _ in events_of(response):
+            if name == "token":
+                break
+        await until_running(raglane, 1)
+    await until_running(raglane, 0)
+    assert (await client.post("/v1/answers", json=QUESTION)).status_code == 200
+
+
+async def until_running(raglane: CommandLine, count: int) -> None:
+    """Wait until vLLM's own metric, as Ray exports it every second, says that so many requests are running."""
+    seen: list[float] = []
+    for _ in range(80):
+        seen = running_requests(raglane)
+        if seen and sum(seen) == count:
+            return
+        await asyncio.sleep(0.25)
+    raise AssertionError(f"vLLM's running requests stayed at {seen}, not {count}")
+
+
+def running_requests(raglane: CommandLine) -> list[float]:
+    """vLLM's running requests, from the metrics page of the server's own Ray: one of its agent's ports has it."""
+    state = raglane.state_file.read()
+    assert state is not None
+    for process in state.processes:
+        for connection in _listening(process.pid):
+            try:
+                page = httpx.get(f"http://{connection.laddr.ip}:{connection.laddr.port}/metrics", timeout=2).text
+            except httpx.HTTPError:
+                continue
+            samples = [
+                sample.value
+                for family in text_string_to_metric_families(page if page.startswith("#") else "")
+                for sample in family.samples
+                if sample.name == "ray_vllm_num_requests_running"
+            ]
+            if samples:
+                return samples
+    return []
+
+
+def _listening(pid: int) -> list[Any]:
+    try:
+        process = psutil.Process(pid)
+        if "agent" not in " ".join(process.cmdline()).lower():
+            return []
+        return [c for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    except psutil.Error:
+        return []

@@ -1,0 +1,67 @@
+"""The README does what it says: its commands are run against a server of the local profile, HAProxy included."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import CommandLine, command_line
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks() -> list[str]:
+    return re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+
+
+def title(block: str) -> str:
+    return block.splitlines()[0].lstrip("# ")[:40]
+
+
+@pytest.fixture(scope="module")
+def raglane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    """The server that `make run` starts, with its first steps, but in the background and on ports of its own."""
+    with command_line(tmp_path_factory.mktemp("readme")) as raglane:
+        first_steps = ["--ingest-if-empty", str(ROOT / "docs"), "--collection", "docs", "--ask", "What is a hop?"]
+        up = raglane.run(*raglane.up("--detach", *first_steps))
+        assert up.returncode == 0, up.stderr
+        for promised in ("[1]", "generator: extractive", "generate", raglane.url):
+            assert promised in up.stdout
+        yield raglane
+
+
+@pytest.mark.parametrize("block", blocks(), ids=title)
+def test_the_commands_of_the_readme_work(raglane: CommandLine, block: str) -> None:
+    script = block.replace("http://127.0.0.1:8000", raglane.url)
+    script = script.replace(".venv/bin/raglane", f"{sys.executable} -m serve_app.cli.main")
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=ROOT,
+        env=raglane.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.strip()
+
+
+def test_every_make_target_that_the_documents_name_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    pages = [README, (ROOT / "CONTRIBUTING.md").read_text(), *(p.read_text() for p in (ROOT / "docs").rglob("*.md"))]
+    named = {name for page in pages for name in re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)", page, re.MULTILINE)}
+    assert {name for pair in named for name in pair if name} <= targets
+
+
+def test_every_file_that_the_documents_name_exists() -> None:
+    pages = [README, *(p.read_text() for p in (ROOT / "docs").rglob("*.md"))]
+    named = {name for page in pages for name in re.findall(r"`((?:\w+/)+[\w.-]+\.(?:py|yaml|md|json|lock|in))`", page)}
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
