@@ -26,8 +26,8 @@ from deployments.contracts import (
 from deployments.errors import AlreadyExists, NotFound
 from deployments.ingestion.chunking import ChunkingConfig
 from deployments.ingestion.preparation import Prepared, Preparer
-from deployments.ingestion.rows import table_rows
 from deployments.models import tokenizer_file
+from deployments.rows import table_rows
 from deployments.section import Section
 from deployments.store import (
     StoreConfig,
