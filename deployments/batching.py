@@ -48,10 +48,13 @@ class BatchEngine(Protocol[Item_contra, Prepared, Result_co]):
 class BatchingConfig(Section):
     """How batches are cut. Tokens are counted with padding: rows × longest row."""
 
-    max_batch_tokens: int = Field(8192, ge=1, description="Tokens of one batch, padding included.")
+    max_batch_tokens: int = Field(4096, ge=1, description="Tokens of one batch, padding included.")
     max_batch_rows: int = Field(256, ge=1, description="Rows of one batch.")
     padding_slack_tokens: int = Field(
-        512, ge=0, description="Padding that a batch may always carry: what one more forward pass would cost in tokens."
+        128,
+        ge=0,
+        description="Padding that a batch may always carry: the tokens that fit into the time that one more forward "
+        "pass would cost. About 100 on a CPU, thousands on a GPU.",
     )
     max_padding_share: float = Field(
         0.125, ge=0, description="Padding that a batch may carry beyond the slack, as a share of its real tokens."
