@@ -48,7 +48,7 @@ class BatchEngine(Protocol[Item_contra, Prepared, Result_co]):
 class BatchingConfig(Section):
     """How batches are cut. Tokens are counted with padding: rows × longest row."""
 
-    max_batch_tokens: int = Field(4096, ge=1, description="Tokens of one batch, padding included.")
+    max_batch_tokens: int = Field(2048, ge=1, description="Tokens of one batch, padding included.")
     max_batch_rows: int = Field(256, ge=1, description="Rows of one batch.")
     padding_slack_tokens: int = Field(
         128,

@@ -34,6 +34,8 @@ from deployments.vllm_generator import VllmConfig
 
 logger = logging.getLogger(__name__)
 
+# What Markdown puts in front of a list item or a quotation.
+_MARKER = re.compile(r"^(?:[-*+>]|\d+[.)])\s+")
 _REFERS_BACK = re.compile(r"(it|its|they|their|them|this|these|that|those|he|his|she|her|such|both)\b", re.IGNORECASE)
 
 
@@ -103,7 +105,7 @@ def _quotes(source: Source, sentences: Scored) -> list[Quote]:
     quotes: list[Quote] = []
     before = 0.0
     for (start, end), own in zip(sentences.spans.tolist(), sentences.scores.tolist(), strict=True):
-        text = " ".join(source.passage.text[start:end].split())
+        text = _MARKER.sub("", " ".join(source.passage.text[start:end].split()))
         score = max(own, (own + before) / 2) if _REFERS_BACK.match(text) else own
         quotes.append(Quote(text, source.number, start, score))
         before = score

@@ -123,9 +123,9 @@ def running_requests(raglane: CommandLine) -> list[float]:
     state = raglane.state_file.read()
     assert state is not None
     for process in state.processes:
-        for connection in _listening(process.pid):
+        for port in _listening(process.pid):
             try:
-                page = httpx.get(f"http://{connection.laddr.ip}:{connection.laddr.port}/metrics", timeout=2).text
+                page = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=2).text
             except httpx.HTTPError:
                 continue
             samples = [
@@ -139,11 +139,11 @@ def running_requests(raglane: CommandLine) -> list[float]:
     return []
 
 
-def _listening(pid: int) -> list[Any]:
+def _listening(pid: int) -> list[int]:
     try:
         process = psutil.Process(pid)
         if "agent" not in " ".join(process.cmdline()).lower():
             return []
-        return [c for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        return [c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     except psutil.Error:
         return []

@@ -33,8 +33,19 @@ def test_without_metrics_the_number_of_replicas_stays() -> None:
 def test_items_are_counted_while_their_hop_is_served_and_no_longer() -> None:
     count = ItemCount()
     with count.of([1, 2, 3]):
-        with pytest.raises(ValueError, match="boom"), count.of([4]):
+        with count.of([4]):
             assert count.stats() == {"items": 4.0}
-            raise ValueError("boom")
         assert count.stats() == {"items": 3.0}
     assert count.stats() == {"items": 0.0}
+
+
+def test_items_of_a_hop_that_failed_are_not_counted_for_ever() -> None:
+    count = ItemCount()
+    with pytest.raises(ValueError, match="boom"):
+        _fail_within(count)
+    assert count.stats() == {"items": 0.0}
+
+
+def _fail_within(count: ItemCount) -> None:
+    with count.of([1]):
+        raise ValueError("boom")
