@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
-QUESTION ?= Why does raglane batch without a timer?
+QUESTION ?= What is sentence evidence?
 PORT ?= 8000
 DATA ?= .raglane
 

@@ -39,7 +39,7 @@ run_pip() {
     if ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps "$@" 2>&1 | tee -a "$log" |
         awk -v what="$what" -v tty="$([ -t 1 ] && echo 1 || echo 0)" '
             /^(Collecting|Requirement already satisfied)/ { n++; if (tty) printf "\r  %s: %d %s\033[K", what, n, $2; else if (n % 25 == 0) print "  " what ": " n " packages" ; fflush() }
-            /^Installing collected/ { if (tty) printf "\r  %s: unpacking %d packages\033[K", what, n; else print "  " what ": unpacking " n " packages"; fflush() }
+            /^Installing collected/ { if (tty) printf "\r  %s: unpacking %d packages\033[K", what, n + 0; else print "  " what ": unpacking " n + 0 " packages"; fflush() }
             END { if (tty) printf "\n" }'; then
         return 1
     fi

@@ -287,6 +287,7 @@ def test_items_of_one_length_are_batched_up_to_the_budget() -> None:
 
 
 def test_lengths_that_differ_much_are_not_padded_to_each_other() -> None:
+    config = BatchingConfig(max_batch_tokens=4096, padding_slack_tokens=512)
     lengths = [8] * 50 + [500] * 4
-    assert cut_batch(lengths, 53, BatchingConfig(padding_slack_tokens=512)) == (49, 54)
-    assert cut_batch(lengths, 0, BatchingConfig(padding_slack_tokens=512)) == (0, 50)
+    assert cut_batch(lengths, 53, config) == (49, 54)
+    assert cut_batch(lengths, 0, config) == (0, 50)
