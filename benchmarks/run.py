@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     console = Console(stderr=True)
     try:
-        experiment = read_experiment(options.experiment, {"queries": options.queries} if options.queries else {})
+        experiment = read_experiment(options.experiment, _overrides(options))
         refuse_remote(options.url, options.allow_remote)
         loads = ExperimentRun(experiment, options.url, console)
         result = {
@@ -167,9 +167,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("experiment", type=Path, help="a file of benchmarks/experiments")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
     parser.add_argument("--queries", metavar="FILE", help="JSONL with _id and text, instead of the experiment's own")
+    parser.add_argument("--duration-s", metavar="S", type=float, help="seconds to measure, instead of the experiment's")
     parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/NAME-UTC.json)")
     parser.add_argument("--allow-remote", action="store_true", help="allow a server that is not on this machine")
     return parser.parse_args(arguments)
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """What the command line puts in place of the experiment file's own keys."""
+    given = {"queries": options.queries, "duration_s": options.duration_s}
+    return {key: value for key, value in given.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -18,11 +18,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from pydantic import Field
-
-from deployments.contracts import Priority, StageTiming, Timed
-from deployments.errors import DeadlineExceeded, EngineDead, EngineFailed, Overloaded, StageError, StageUnavailable
-from deployments.section import Section
+from deployments.batch_cutting import BatchingConfig, cut_batch
+from deployments.contracts import PRIORITIES, Priority, StageTiming, Timed
+from deployments.errors import (
+    DeadlineExceeded,
+    EngineDead,
+    EngineFailed,
+    Overloaded,
+    StageError,
+    StageUnavailable,
+    TooLarge,
+)
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -31,6 +37,8 @@ Item_contra = TypeVar("Item_contra", contravariant=True)
 Result_co = TypeVar("Result_co", covariant=True)
 
 logger = logging.getLogger(__name__)
+
+BULK_ITEMS_PREPARED_AT_ONCE = 16
 
 
 class BatchEngine(Protocol[Item_contra, Prepared, Result_co]):
@@ -43,54 +51,6 @@ class BatchEngine(Protocol[Item_contra, Prepared, Result_co]):
     def run(self, batch: Sequence[Prepared]) -> Sequence[Result_co]:
         """One result for each prepared item, in order. Raises EngineDead when this engine will never work again."""
         ...
-
-
-class BatchingConfig(Section):
-    """How batches are cut. Tokens are counted with padding: rows × longest row."""
-
-    max_batch_tokens: int = Field(2048, ge=1, description="Tokens of one batch, padding included.")
-    max_batch_rows: int = Field(256, ge=1, description="Rows of one batch.")
-    padding_slack_tokens: int = Field(
-        128,
-        ge=0,
-        description="Padding that a batch may always carry: the tokens that fit into the time that one more forward "
-        "pass would cost. About 100 on a CPU, thousands on a GPU.",
-    )
-    max_padding_share: float = Field(
-        0.125, ge=0, description="Padding that a batch may carry beyond the slack, as a share of its real tokens."
-    )
-    max_waiting_items: int = Field(8192, ge=1, description="Items that may wait; more are refused as overload.")
-    interactive_batches_per_bulk: int = Field(
-        4, ge=1, description="While both wait, one batch of bulk items runs after this many interactive ones."
-    )
-
-
-def cut_batch(lengths: Sequence[int], anchor: int, config: BatchingConfig) -> tuple[int, int]:
-    """Choose the batch around one item that must go: a slice [lo, hi) of `lengths`, which is sorted ascending.
-
-    The slice grows towards whichever neighbour adds less padding, while rows, padded tokens and padding stay within
-    their limits. An item longer than the budget goes alone.
-    """
-    lo, hi, real = anchor, anchor + 1, lengths[anchor]
-    while hi - lo < config.max_batch_rows:
-        rows = hi - lo + 1
-        grown: list[tuple[int, int, int]] = []
-        if lo > 0:
-            grown.append((lengths[hi - 1] * rows, lengths[lo - 1], lo - 1))
-        if hi < len(lengths):
-            grown.append((lengths[hi] * rows, lengths[hi], hi))
-        allowance = config.padding_slack_tokens + config.max_padding_share * real
-        fitting = [
-            (padded - real - length, padded, length, index)
-            for padded, length, index in grown
-            if padded <= config.max_batch_tokens and padded - real - length <= allowance
-        ]
-        if not fitting:
-            break
-        _, _, length, index = min(fitting)
-        real += length
-        lo, hi = min(lo, index), max(hi, index + 1)
-    return lo, hi
 
 
 @dataclass(slots=True, eq=False)
@@ -146,8 +106,8 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
         self._ready_changed = threading.Condition(self._lock)
-        self._raw: deque[_Entry[Item, Prepared, Result]] = deque()
-        self._ready: dict[Priority, list[_Entry[Item, Prepared, Result]]] = {"interactive": [], "bulk": []}
+        self._raw: dict[Priority, deque[_Entry[Item, Prepared, Result]]] = {name: deque() for name in PRIORITIES}
+        self._ready: dict[Priority, list[_Entry[Item, Prepared, Result]]] = {name: [] for name in PRIORITIES}
         self._open: set[_Request[Result]] = set()
         self._num_waiting = 0
         self._interactive_streak = 0
@@ -205,16 +165,16 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
         with self._lock:
             if self._death is not None:
                 raise StageUnavailable(self._death.message)
+            if len(items) > self._config.max_waiting_items:
+                raise TooLarge(f"{self._name} takes {self._config.max_waiting_items} items at a time, not {len(items)}")
             if self._num_waiting + len(items) > self._config.max_waiting_items:
                 raise Overloaded(f"{self._name} has {self._num_waiting} items waiting; try again later")
             self._num_waiting += len(items)
             self._open.add(request)
             for index, item in enumerate(items):
-                self._raw.append(_Entry(item, request, index, next(self._sequence)))
+                self._raw[priority].append(_Entry(item, request, index, next(self._sequence)))
             self._arrived.notify()
         return request
-
-    # -- the two threads ------------------------------------------------------------------------------------------
 
     def _guarded(self, loop: Callable[[], None]) -> None:
         try:
@@ -229,11 +189,15 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
     def _prepare_loop(self) -> None:
         while True:
             with self._lock:
-                while not self._raw and self._death is None:
+                while not any(self._raw.values()) and self._death is None:
                     self._arrived.wait()
                 if self._death is not None:
                     return
-                arrived = [self._raw.popleft() for _ in range(min(len(self._raw), self._config.max_batch_rows))]
+                # A few bulk items at a time, so that a question never waits for the tokenising of a whole book.
+                raw, most = self._raw["interactive"], self._config.max_batch_rows
+                if not raw:
+                    raw, most = self._raw["bulk"], BULK_ITEMS_PREPARED_AT_ONCE
+                arrived = [raw.popleft() for _ in range(min(len(raw), most))]
             alive = [entry for entry in arrived if not self._is_gone(entry)]
             self._forget(len(arrived) - len(alive))
             taken = self._prepare(alive)
@@ -298,8 +262,6 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
             return "interactive"
         self._interactive_streak = 0
         return "bulk"
-
-    # -- answering ------------------------------------------------------------------------------------------------
 
     def _is_gone(self, entry: _Entry[Item, Prepared, Result]) -> bool:
         # Nobody waits for an expired item either: its caller's own timer has run out with the same budget.

@@ -24,6 +24,7 @@ STAGES: tuple[Stage, ...] = ("parse", "rewrite", "embed", "search", "rerank", "c
 
 SearchMode = Literal["vector", "text", "hybrid"]
 Priority = Literal["interactive", "bulk"]
+PRIORITIES: tuple[Priority, ...] = ("interactive", "bulk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,7 @@ class RerankRequest:
     candidates: tuple[Candidate, ...]
     collection: str = ""
     query_vector: Vector | None = None
+    priority: Priority = "interactive"
 
 
 @dataclass(frozen=True, slots=True)

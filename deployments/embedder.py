@@ -11,7 +11,8 @@ import numpy as np
 from pydantic import Field
 
 from deployments.autoscaling import ItemCount
-from deployments.batching import BatchEngine, BatchingConfig, MicroBatcher, raise_or_return
+from deployments.batch_cutting import BatchingConfig
+from deployments.batching import BatchEngine, MicroBatcher, raise_or_return
 from deployments.contracts import Call, EmbeddingModel, Embeddings, EmbedRequest, Outcome, StageTiming, Timed, Vector
 from deployments.errors import EngineDead, InputTooLong, StageError
 from deployments.hop import serve_each
@@ -19,6 +20,9 @@ from deployments.models import Dtype, model_location, model_name
 from deployments.section import Section, load_engine
 
 logger = logging.getLogger(__name__)
+
+# English has four to five characters in a token; a long word that a tokenizer does not know is one token as a whole.
+MAX_CHARS_PER_TOKEN = 64
 
 
 class EmbedderConfig(Section):
@@ -78,7 +82,6 @@ class SentenceEncoder:
 
         self._torch = torch
         device = resolve_device(config.device)
-        self._num_threads = config.num_threads
         torch.set_num_threads(config.num_threads)
         dtype = resolve_dtype(config.dtype, device)
         self._encoder = SentenceTransformer(model_location(config.model), device=device, model_kwargs={"dtype": dtype})
@@ -96,14 +99,16 @@ class SentenceEncoder:
     def prepare(self, items: Sequence[Text]) -> list[tuple[list[int], int] | StageError]:
         """Token ids of each text, special tokens included, and how many there are."""
         limit = self.model.max_length_tokens
-        texts = [self._prompts[item.role] + item.text for item in items]
+        # Far more than the model will ever read of a text: tokenising all of a book would hold up every text behind it.
+        enough = limit * MAX_CHARS_PER_TOKEN
+        texts = [self._prompts[item.role] + item.text[:enough] for item in items]
         encoded = self._tokenizer(texts, truncation=False, padding=False, verbose=False)["input_ids"]
         prepared: list[tuple[list[int], int] | StageError] = []
         for item, ids in zip(items, encoded, strict=True):
             if len(ids) > limit and not item.truncate:
-                prepared.append(
-                    InputTooLong(f"the text has {len(ids)} tokens, but the model takes {limit}; shorten it")
-                )
+                at_least = "at least " if len(item.text) > enough else ""
+                message = f"the text has {at_least}{len(ids)} tokens, but the model takes {limit}; shorten it"
+                prepared.append(InputTooLong(message))
                 continue
             # Cutting keeps the closing special token, as the tokenizer's own truncation does.
             kept = ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]

@@ -7,6 +7,7 @@ question's vector and the int8 vector itself: the cosine does not depend on a ve
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.contracts import Candidate, EmbedRequest, Embeds, Vector
+from deployments.contracts import Candidate, EmbedRequest, Embeds, Priority, Vector
 from deployments.ingestion.sentences import split_sentences
 from deployments.store import StoreConfig, Tables, where_ids
 
 Spans = NDArray[np.int32]
 Int8Vectors = NDArray[np.int8]
+
+TEXTS_PER_REQUEST = 128
 # Collection, passage id and hash of the passage's text.
 Stored = tuple[str, str, int]
 
@@ -157,14 +160,24 @@ class SentenceEvidence:
 
     async def _embed(self, candidates: Sequence[Candidate], budget_s: float) -> list[Sentences]:
         spans = [split_sentences(candidate.text) for candidate in candidates]
-        texts = tuple(c.text[start:end] for c, pairs in zip(candidates, spans, strict=True) for start, end in pairs)
-        embedded = await self._embedder.embed(EmbedRequest(texts, "passage"), budget_s)
-        vectors = quantise(embedded.value.vectors)
+        texts = [c.text[start:end] for c, pairs in zip(candidates, spans, strict=True) for start, end in pairs]
+        vectors = await self._quantised(texts, budget_s)
         ends = np.cumsum([len(pairs) for pairs in spans])
         return [
             Sentences.of(np.array(pairs, dtype=np.int32).reshape(-1, 2), vectors[end - len(pairs) : end])
             for pairs, end in zip(spans, ends, strict=True)
         ]
+
+    async def _quantised(self, texts: Sequence[str], budget_s: float) -> Int8Vectors:
+        """The texts' vectors, fetched in slices: many texts must fill neither a message nor the embedder's queue."""
+        expires_at = time.monotonic() + budget_s
+        priority: Priority = "bulk" if len(texts) > TEXTS_PER_REQUEST else "interactive"
+        slices: list[Int8Vectors] = []
+        for start in range(0, len(texts), TEXTS_PER_REQUEST):
+            request = EmbedRequest(tuple(texts[start : start + TEXTS_PER_REQUEST]), "passage", priority)
+            embedded = await self._embedder.embed(request, expires_at - time.monotonic())
+            slices.append(quantise(embedded.value.vectors))
+        return np.concatenate(slices) if slices else np.zeros((0, 0), np.int8)
 
 
 def _score_all(sentences: Sequence[Sentences], query_vector: Vector) -> list[Scored]:

@@ -7,6 +7,7 @@ call, with a bounded number of calls in flight; the stage's side (`serve_each`) 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections import deque
@@ -75,6 +76,7 @@ class _Waiting(Generic[Request, Value]):
     size_bytes: int
     expires_at: float
     future: asyncio.Future[Timed[Value]]
+    sent: bool = False
 
 
 class Hop(Generic[Request, Value]):
@@ -112,20 +114,21 @@ class Hop(Generic[Request, Value]):
             raise DeadlineExceeded(f"the {self._name} stage did not answer in time") from None
         finally:
             waiting.future.cancel()
+            if not waiting.sent:
+                self._waiting.remove(waiting)
 
     def _schedule_pump(self, loop: asyncio.AbstractEventLoop) -> None:
         # One turn of the loop later, so that requests which arrive together leave together.
         if not self._pump_scheduled:
             self._pump_scheduled = True
-            loop.call_soon(self._pump)
+            # A context of its own: a call that many share must not be one caller's child. Serve finds a request's calls
+            # by its context and cancels them when its client leaves.
+            loop.call_soon(self._pump, context=contextvars.Context())
 
     def _pump(self) -> None:
         self._pump_scheduled = False
         while self._waiting and len(self._in_flight) < self._config.max_calls_in_flight:
-            batch = self._next_call()
-            if not batch:
-                return
-            task = asyncio.create_task(self._send(batch))
+            task = asyncio.create_task(self._send(self._next_call()))
             self._in_flight.add(task)
             task.add_done_callback(self._landed)
 
@@ -138,12 +141,10 @@ class Hop(Generic[Request, Value]):
         size_bytes = 0
         while self._waiting:
             head = self._waiting[0]
-            if head.future.done():
-                self._waiting.popleft()
-                continue
             if batch and size_bytes + head.size_bytes > self._config.max_call_bytes:
                 break
             size_bytes += head.size_bytes
+            head.sent = True
             batch.append(self._waiting.popleft())
         return batch
 
@@ -162,7 +163,8 @@ class Hop(Generic[Request, Value]):
             if waiting.future.done():
                 continue
             if outcome.error is not None:
-                waiting.future.set_exception(outcome.error)
+                # One object raised in several tasks would gather the tracebacks of all of them.
+                waiting.future.set_exception(type(outcome.error)(*outcome.error.args))
             else:
                 waiting.future.set_result(outcome.unwrap())
 
@@ -176,7 +178,7 @@ class Hop(Generic[Request, Value]):
             if answer.cancelled():
                 raise StageUnavailable(f"a call to the {self._name} stage was cancelled from outside")
             if answer.done():
-                return answer.result()
+                return _unless_all_unavailable(answer.result())
             raise DeadlineExceeded(f"nobody waits for this call to the {self._name} stage any more")
         finally:
             everyone_gone.cancel()
@@ -184,6 +186,15 @@ class Hop(Generic[Request, Value]):
                 # Giving up the await stops nothing by itself: the stage keeps working until it is told to stop.
                 response.cancel()
                 answer.cancel()
+
+
+def _unless_all_unavailable(outcomes: list[Outcome[Value]]) -> list[Outcome[Value]]:
+    # A replica whose engine has died answers at once, and so looks like the idlest one until it is replaced.
+    errors = [outcome.error for outcome in outcomes]
+    if errors and all(isinstance(error, StageUnavailable) for error in errors):
+        assert errors[0] is not None
+        raise errors[0]
+    return outcomes
 
 
 async def _await(response: Response[Value]) -> Value:

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Protocol, cast
 
-from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, RequestCancelledError
+from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 
 from deployments.contracts import (
+    PRIORITIES,
     Call,
     CollectionInfo,
     Document,
@@ -20,6 +21,7 @@ from deployments.contracts import (
     GenerationEvent,
     IndexReport,
     Passage,
+    Priority,
     RerankRequest,
     SearchRequest,
     StoredDocument,
@@ -90,7 +92,7 @@ class _Response:
             if task is not None and task.cancelling():
                 raise
             raise translate(error, self._stage) from None
-        except (RayError, RayServeException, RaglaneError) as error:
+        except Exception as error:  # noqa: BLE001 - translate has a meaning for every one of them
             raise translate(error, self._stage) from None
 
     def cancel(self) -> None:
@@ -102,16 +104,17 @@ def _caller(handle: Handle, method: str, stage: str) -> Callable[[list[Call[Any]
 
 
 class RemoteEmbedder:
-    """The Embedder by handle."""
+    """The Embedder by handle. Bulk requests have calls of their own: a question never travels with a thousand texts."""
 
     def __init__(self, handle: Handle, config: HopConfig | None = None) -> None:
         self._handle = handle
-        self._hop: Hop[EmbedRequest, Embeddings] = Hop(
-            "embed", _caller(handle, "embed", "embed"), config or HopConfig()
-        )
+        self._hops: dict[Priority, Hop[EmbedRequest, Embeddings]] = {
+            priority: Hop("embed", _caller(handle, "embed", "embed"), config or HopConfig()) for priority in PRIORITIES
+        }
 
     async def embed(self, request: EmbedRequest, budget_s: float) -> Timed[Embeddings]:
-        return await self._hop(request, budget_s, _bytes_of(request.texts) + len(request.texts) * _VECTOR_BYTES)
+        size_bytes = _bytes_of(request.texts) + len(request.texts) * _VECTOR_BYTES
+        return await self._hops[request.priority](request, budget_s, size_bytes)
 
     async def describe(self) -> EmbeddingModel:
         """The model that the stage runs. Raises StageUnavailable while it has no replica that answers."""
@@ -136,13 +139,16 @@ class RemoteRetriever:
 
 
 class RemoteReranker:
-    """The Reranker by handle."""
+    """The Reranker by handle. Bulk requests have calls of their own."""
 
     def __init__(self, handle: Handle, config: HopConfig) -> None:
-        self._hop: Hop[RerankRequest, Vector] = Hop("rerank", _caller(handle, "rerank", "rerank"), config)
+        self._hops: dict[Priority, Hop[RerankRequest, Vector]] = {
+            priority: Hop("rerank", _caller(handle, "rerank", "rerank"), config) for priority in PRIORITIES
+        }
 
     async def rerank(self, request: RerankRequest, budget_s: float) -> Timed[Vector]:
-        return await self._hop(request, budget_s, _VECTOR_BYTES + _bytes_of([c.text for c in request.candidates]))
+        size_bytes = _VECTOR_BYTES + _bytes_of([candidate.text for candidate in request.candidates])
+        return await self._hops[request.priority](request, budget_s, size_bytes)
 
 
 class RemoteGenerator:
@@ -172,7 +178,7 @@ class RemoteGenerator:
             if task is not None and task.cancelling():
                 raise
             raise translate(error, "generate") from None
-        except (RayError, RayServeException, RaglaneError) as error:
+        except Exception as error:  # noqa: BLE001 - translate has a meaning for every one of them
             raise translate(error, "generate") from None
         finally:
             # Dropping the iterator stops nothing by itself: the replica keeps generating until it is told to stop.

@@ -11,7 +11,8 @@ import numpy as np
 from pydantic import Field
 
 from deployments.autoscaling import ItemCount
-from deployments.batching import BatchEngine, BatchingConfig, MicroBatcher, raise_or_return
+from deployments.batch_cutting import BatchingConfig
+from deployments.batching import BatchEngine, MicroBatcher, raise_or_return
 from deployments.contracts import Call, Outcome, RerankRequest, StageTiming, Timed, Vector
 from deployments.errors import EngineDead, StageError
 from deployments.evidence import SentenceEvidence
@@ -132,7 +133,7 @@ class Reranker:
     async def _rerank_pairs(self, request: RerankRequest, budget_s: float) -> Timed[Vector]:
         assert self._batcher is not None
         pairs = [(request.query, _text(candidate.title, candidate.text)) for candidate in request.candidates]
-        scored = await self._batcher.submit(pairs, budget_s)
+        scored = await self._batcher.submit(pairs, budget_s, request.priority)
         return Timed(np.array([raise_or_return(score) for score in scored.value], dtype=np.float32), scored.timing)
 
     async def _rerank_sentences(self, request: RerankRequest, budget_s: float) -> Timed[Vector]:

@@ -21,7 +21,7 @@ def resolve_dtype(dtype: str, device: str) -> Any:
     if dtype != "auto":
         return getattr(torch, dtype)
     if device.startswith("cuda"):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if device == "cpu" and _cpu_multiplies_bfloat16() else torch.float32
 
 

@@ -52,7 +52,7 @@ def to_chat_fields(request: GenerateRequest, model_id: str) -> dict[str, Any]:
 
 def parse_events(text: str) -> list[Chunk]:
     """Read the server-sent events in `text`, which holds whole events only; comments and `[DONE]` are dropped."""
-    payloads = (line[len(_DATA) :].strip() for line in text.splitlines() if line.startswith(_DATA))
+    payloads = (line[len(_DATA) :].strip() for line in text.split("\n") if line.startswith(_DATA))
     return [_to_chunk(orjson.loads(payload)) for payload in payloads if payload and payload != _DONE]
 
 

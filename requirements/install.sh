@@ -38,6 +38,7 @@ run_pip() {
     shift
     if ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps "$@" 2>&1 | tee -a "$log" |
         awk -v what="$what" -v tty="$([ -t 1 ] && echo 1 || echo 0)" '
+            BEGIN { printf "  %s ...%s", what, tty ? "" : "\n"; fflush() }
             /^(Collecting|Requirement already satisfied)/ { n++; if (tty) printf "\r  %s: %d %s\033[K", what, n, $2; else if (n % 25 == 0) print "  " what ": " n " packages" ; fflush() }
             /^Installing collected/ { if (tty) printf "\r  %s: unpacking %d packages\033[K", what, n + 0; else print "  " what ": unpacking " n + 0 " packages"; fflush() }
             END { if (tty) printf "\n" }'; then
@@ -71,6 +72,7 @@ if ! run_pip packages "${lock_args[@]}" || ! run_pip raglane --no-build-isolatio
     exit 1
 fi
 # Compiling now is quicker than at the first start, when six processes would do it at once.
+echo "  compiling ..."
 "$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python*/site-packages/{ray,sentence_transformers,transformers,lancedb} >/dev/null 2>&1 || true
 echo "$wanted" >"$stamp"
 echo "Environment ready."

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: Serve reads build_app's annotation at run time, and a string there
 # would make it pass a plain dict instead of an AppConfig.
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,9 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from deployments.contracts import EmbeddingModel
 from deployments.embedder import Embedder
+from deployments.errors import StageUnavailable
 from deployments.generator import Generator, generator_name
 from deployments.indexer import Indexer
 from deployments.models import model_location
@@ -46,7 +49,7 @@ class Ingress:
         """Build the HTTP app inside the replica's running loop, as handles need one."""
         config, handles = self._config, self._handles
         embedder = RemoteEmbedder(handles["Embedder"], config.hops.embed)
-        embedding_model = await embedder.describe()
+        embedding_model = await _model_of(embedder)
         reranker = RemoteReranker(handles["Reranker"], config.hops.rerank)
         stages = Stages(
             embedder=embedder,
@@ -70,6 +73,16 @@ class Ingress:
         return create_api(services, echo_request_id=False)
 
 
+async def _model_of(embedder: RemoteEmbedder) -> EmbeddingModel:
+    """Ask until the embedder answers: it may be downloading its model, or waiting for a machine with a GPU."""
+    while True:
+        try:
+            return await embedder.describe()
+        except StageUnavailable as error:
+            logger.info("waiting for the embedder: %s", error.message)
+            await asyncio.sleep(1)
+
+
 def _token_counter(config: AppConfig) -> Callable[[str], int]:
     """Counts with the generator's own tokenizer; the extractive answerer has none and borrows the embedder's."""
     if config.generator.vllm is not None:
@@ -79,29 +92,34 @@ def _token_counter(config: AppConfig) -> Callable[[str], int]:
 
 def build_app(args: AppConfig) -> Application:
     """Build the application from its config: `import_path: serve_app:build_app` in a Serve config file."""
-    embedder = _deploy(Embedder, max_ongoing_requests=64).bind(args.embedder)
+    embedder = _deploy(Embedder, 64, num_cpus=0.5).bind(args.embedder)
     nodes = {
         "Embedder": embedder,
-        "Retriever": _deploy(Retriever, max_ongoing_requests=64).bind(args.retriever, args.store),
-        "Indexer": _deploy(Indexer, max_ongoing_requests=16).bind(
-            args.indexer, args.store, args.embedder.model, embedder
-        ),
-        "Reranker": _deploy(Reranker, max_ongoing_requests=64).bind(args.reranker, args.store, embedder),
+        "Retriever": _deploy(Retriever, 64).bind(args.retriever, args.store),
+        "Indexer": _deploy(Indexer, 16).bind(args.indexer, args.store, args.embedder.model, embedder),
+        "Reranker": _deploy(Reranker, 64).bind(args.reranker, args.store, embedder),
         "Generator": _generator(args, embedder),
     }
-    ingress = serve.ingress()(Ingress)
-    return serve.deployment(ingress, name="Ingress", max_ongoing_requests=1024).bind(args, nodes)
+    return _deploy(serve.ingress()(Ingress), 1024).bind(args, nodes)
 
 
 def _generator(args: AppConfig, embedder: Application) -> Application:
     if args.generator.vllm is not None:
         return build_vllm_generator(args.generator.vllm, name="Generator")
-    return _deploy(Generator, max_ongoing_requests=256).bind(args.generator, args.store, embedder)
+    return _deploy(Generator, 256).bind(args.generator, args.store, embedder)
 
 
-def _deploy(stage: type, **options: Any) -> serve.Deployment:
-    """A stage as a deployment under its class's name, with defaults that the Serve config file may override."""
-    return serve.deployment(stage, name=stage.__name__, **options)
+def _deploy(stage: type, max_ongoing_requests: int, num_cpus: float = 0.2) -> serve.Deployment:
+    """A stage as a deployment under its class's name, sized as in deploy/local.yaml; a Serve file overrides it."""
+    return serve.deployment(
+        stage,
+        name=stage.__name__,
+        max_ongoing_requests=max_ongoing_requests,
+        ray_actor_options={"num_cpus": num_cpus},
+        # Serve replaces a replica after three failed checks; one with a dead engine should be gone within seconds.
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+    )
 
 
 __all__ = ["build_app"]

@@ -31,7 +31,7 @@ from deployments.contracts import (
     Usage,
     Vector,
 )
-from deployments.errors import DeadlineExceeded, EngineFailed, InvalidInput, StageError
+from deployments.errors import EngineFailed, InvalidInput, StageError
 from deployments.parsing import QUESTION_MAX_CHARS, parse_question
 from deployments.ranking import blend
 from deployments.rewriting import rewrite
@@ -50,6 +50,9 @@ class LaneConfig(Section):
     rerank_candidates: int = Field(50, ge=1, description="Passages retrieved for reranking, if k is not larger.")
     rerank_weight: float = Field(
         0.6, ge=0, description="Weight of the rerank score in the final order, against 1 for the retrieval score."
+    )
+    rerank_timeout_s: float = Field(
+        10.0, gt=0, description="Reranking that takes longer is left out of the answer, which says so in `degraded`."
     )
     question_max_chars: int = Field(QUESTION_MAX_CHARS, ge=1, description="Longer questions are refused.")
 
@@ -174,9 +177,11 @@ class Lane:
         if query.rerank:
             try:
                 passages = await self._rerank(query, vector, passages, trace, deadline)
-            except (DeadlineExceeded, InvalidInput):
+            except InvalidInput:
                 raise
             except StageError:
+                # Without any time left there is no answer to give; else it is given without reranking.
+                deadline.remaining_s()
                 degraded = ("rerank",)
         return Found(passages[: query.k], degraded, trace), text, vector
 
@@ -201,7 +206,8 @@ class Lane:
         candidates = tuple(Candidate(p.text, p.id, p.title) for p in passages)
         request = RerankRequest(query.text, candidates, query.collection, vector)
         started = time.perf_counter()
-        scored = await self._stages.reranker.rerank(request, deadline.remaining_s())
+        budget_s = min(deadline.remaining_s(), self.config.rerank_timeout_s)
+        scored = await self._stages.reranker.rerank(request, budget_s)
         trace.add("rerank", time.perf_counter() - started, scored.timing)
         return blend(passages, scored.value, self.config.rerank_weight)
 

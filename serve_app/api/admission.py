@@ -16,6 +16,8 @@ from serve_app.api.services import HttpConfig
 REQUEST_ID_HEADER = "x-request-id"
 UNGUARDED_PATHS = ("/health/",)
 
+_WITHOUT_BODY = frozenset({"GET", "HEAD", "DELETE"})
+
 _USABLE_REQUEST_ID = re.compile(r"[ -~]{1,128}")
 
 
@@ -110,6 +112,9 @@ class CancelOnDisconnect:
             await self._app(scope, receive, send)
             return
         body_read, gone = asyncio.Event(), asyncio.Event()
+        if scope["method"] in _WITHOUT_BODY:
+            # Nobody will read a body, and so nobody would notice that the client has left.
+            body_read.set()
 
         async def receive_body() -> Message:
             if body_read.is_set():

@@ -115,7 +115,7 @@ async def rerank(body: RerankBody, request: Request) -> Response:
 
 async def _score(query: str, texts: Sequence[str], services: Services, deadline: Deadline, trace: Trace) -> Vector:
     async def score(chunk: tuple[str, ...]) -> Timed[Vector]:
-        request = RerankRequest(query, tuple(Candidate(text) for text in chunk))
+        request = RerankRequest(query, tuple(Candidate(text) for text in chunk), priority="bulk")
         return await services.reranker.rerank(request, deadline.remaining_s())
 
     started = time.perf_counter()

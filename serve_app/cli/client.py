@@ -86,12 +86,15 @@ class Client:
                 if response.status_code >= 400:
                     response.read()
                     raise _failure(response)
-                yield from parse_events(response.iter_lines())
+                yield from parse_events(split_lines(response.iter_text()))
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
     def index(self, collection: str, documents: list[Json]) -> Json:
-        """Index one batch; waits and tries again while the server is too busy or not ready."""
+        """Index one batch; waits and tries again while the server is too busy or not ready.
+
+        The report of a batch of which every document was rejected is a report, too.
+        """
         body = {"collection": collection, "documents": documents}
         give_up_at = time.monotonic() + self._retry_for_s
         attempt = 0
@@ -99,7 +102,7 @@ class Client:
             response = self._send("POST", "/v1/documents", body)
             delay_s = retry_delay_s(response.headers, attempt)
             if response.status_code not in RETRIED_STATUS or time.monotonic() + delay_s > give_up_at:
-                return _checked(response)
+                return _all_rejected(response) or _checked(response)
             self._sleep(delay_s)
             attempt += 1
 
@@ -146,6 +149,17 @@ def _checked(response: httpx.Response) -> Json:
     return body
 
 
+def _all_rejected(response: httpx.Response) -> Json | None:
+    """The report that a 422 carries where nothing is wrong with the request but every document in it."""
+    if response.status_code != 422:
+        return None
+    try:
+        body = response.json()
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) and isinstance(body.get("rejected"), list) else None
+
+
 def _failure(response: httpx.Response) -> Failure:
     message, request_id = _error_of(response)
     message = f"{message} (HTTP {response.status_code}{f', request {request_id}' if request_id else ''})"
@@ -177,6 +191,18 @@ def retry_delay_s(headers: Mapping[str, str], attempt: int) -> float:
     except (KeyError, ValueError):
         delay_s = 0.5 * 2.0 ** min(attempt, 10)
     return min(max(delay_s, 0.0), MAX_RETRY_DELAY_S)
+
+
+def split_lines(chunks: Iterable[str]) -> Iterator[str]:
+    """The complete lines of a text that comes in chunks, ended by LF or CRLF and by nothing else.
+
+    httpx's `iter_lines` also breaks at U+2028, U+0085 and the like, which may stand inside an event's data.
+    """
+    rest = ""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split("\n")
+        for line in lines:
+            yield line.removesuffix("\r")
 
 
 def parse_events(lines: Iterable[str]) -> Iterator[ServerEvent]:

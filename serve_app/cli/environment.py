@@ -44,7 +44,7 @@ EVERY_NODE: tuple[Setting, ...] = (
     Setting(
         "RAY_metrics_report_interval_ms",
         "1000",
-        "The latency report reads Ray's metrics endpoints; the default of 10 s would show it stale.",
+        "With the default, Ray's metrics endpoints would show figures that are up to 10 s old.",
     ),
     Setting("RAY_USAGE_STATS_ENABLED", "0", "A server reports to nobody unless its operator asks for it."),
 )
@@ -104,5 +104,11 @@ def fixed_ports(environ: MutableMapping[str, str]) -> list[tuple[str, int, str]]
 
 
 def default_data_dir() -> str:
-    """Where a server keeps its store, state and log unless it is told: `$RAGLANE_DATA`, or `~/.raglane`."""
-    return os.environ.get("RAGLANE_DATA") or os.path.expanduser("~/.raglane")
+    """Where a server keeps its store, state and log unless it is told.
+
+    `$RAGLANE_DATA`; else `.raglane` here, where `make run` keeps them, while a server has its state in it; else
+    `~/.raglane`.
+    """
+    if named := os.environ.get("RAGLANE_DATA"):
+        return named
+    return ".raglane" if os.path.exists(".raglane/server.json") else os.path.expanduser("~/.raglane")

@@ -19,7 +19,8 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="DIR",
-        help="The server's data directory: its store, state and log. (default: $RAGLANE_DATA, or ~/.raglane)",
+        help="The server's data directory: its store, state and log. (default: $RAGLANE_DATA, else ./.raglane if a "
+        "server such as that of `make run` has its state there, else ~/.raglane)",
     ),
 ]
 UrlOption = Annotated[

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from serve_app.cli.exits import ExitCode, Failure
+from serve_app.config import AppConfig
+from serve_app.serve_file import is_raglane
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
@@ -69,25 +70,18 @@ def with_store(document: Document, data_dir: Path) -> Document:
     """The document with raglane's own applications keeping their store in `data_dir`."""
     document = copy.deepcopy(document)
     for application in _raglane_applications(document):
-        arguments = application.setdefault("args", {})
-        arguments["store"] = {**(arguments.get("store") or {}), "uri": str(data_dir.absolute() / "lancedb")}
+        # An empty `args:` or `store:` in YAML is null; whatever else is no mapping is for the checks to name.
+        arguments = application["args"] = application.get("args") or {}
+        if isinstance(arguments, dict) and isinstance(store := arguments.get("store") or {}, dict):
+            arguments["store"] = {**store, "uri": str(data_dir.absolute() / "lancedb")}
     return document
 
 
 def check_arguments(document: Document) -> None:
     """Refuse arguments that raglane's configuration does not take, before anything is started."""
-    applications = _raglane_applications(document)
-    if not applications:
-        return
-    try:
-        app_config = importlib.import_module("serve_app.config").AppConfig
-    except ModuleNotFoundError as error:
-        if error.name != "serve_app.config":
-            raise
-        return
-    for application in applications:
+    for application in _raglane_applications(document):
         try:
-            app_config.model_validate(application.get("args") or {})
+            AppConfig.model_validate(application.get("args") or {})
         except ValidationError as error:
             problems = "".join(f"\n  {line}" for line in readable_errors(error))
             raise Failure(f"the config file has invalid args:{problems}") from error
@@ -103,8 +97,4 @@ def readable_errors(error: ValidationError) -> list[str]:
 
 
 def _raglane_applications(document: Document) -> list[Document]:
-    return [
-        application
-        for application in document["applications"]
-        if isinstance(application, dict) and str(application.get("import_path", "")).split(":")[0] == "serve_app"
-    ]
+    return [item for item in document["applications"] if isinstance(item, dict) and is_raglane(item)]

@@ -29,13 +29,18 @@ from serve_app.cli.render import Steps, out, print_json, print_note, print_statu
 from serve_app.cli.server import ServerPlan, serving
 from serve_app.cli.state import StateFile
 
+DEFAULT_PROFILE = "local"
 STOP_TIMEOUT_S = 20.0
 
 
 def up_command(
     profile: Annotated[
-        str, typer.Option(help="local: no GPU, no downloads. cpu-vllm: vLLM on CPU. gpu: everything on GPUs.")
-    ] = "local",
+        str | None,
+        typer.Option(
+            help="local: no GPU, no downloads. cpu-vllm: vLLM on CPU. gpu: the models on GPUs. "
+            f"(default: {DEFAULT_PROFILE})"
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Your own Serve config file instead of a profile.")
     ] = None,
@@ -81,8 +86,11 @@ def up_command(
 
 
 def _plan(
-    config: Path | None, profile: str, address: tuple[str | None, int | None], data: Path | None, verbose: bool
+    config: Path | None, profile: str | None, address: tuple[str | None, int | None], data: Path | None, verbose: bool
 ) -> ServerPlan:
+    if config is not None and profile is not None:
+        raise Failure(f"--profile {profile} and --config {config} exclude each other.", "Give one.", ExitCode.USAGE)
+    profile = profile or DEFAULT_PROFILE
     path = config or find_profile(profile)
     document = with_options(read_config(path), *address)
     directory = data_dir(data)

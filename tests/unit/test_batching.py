@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.batching import BatchingConfig, MicroBatcher, cut_batch
+from deployments.batch_cutting import BatchingConfig, cut_batch
+from deployments.batching import MicroBatcher
 from deployments.errors import (
     DeadlineExceeded,
     EngineDead,
@@ -20,6 +21,7 @@ from deployments.errors import (
     Overloaded,
     StageError,
     StageUnavailable,
+    TooLarge,
 )
 
 
@@ -291,3 +293,30 @@ def test_lengths_that_differ_much_are_not_padded_to_each_other() -> None:
     lengths = [8] * 50 + [500] * 4
     assert cut_batch(lengths, 53, config) == (49, 54)
     assert cut_batch(lengths, 0, config) == (0, 50)
+
+
+async def test_a_question_is_tokenised_before_the_bulk_that_came_first() -> None:
+    engine = Doubler()
+    order: list[int] = []
+    gate = threading.Event()
+    prepare = engine.prepare
+
+    def slow_prepare(items: Sequence[int]) -> list[tuple[int, int] | StageError]:
+        assert gate.wait(10)
+        order.extend(items)
+        return prepare(items)
+
+    engine.prepare = slow_prepare  # type: ignore[method-assign]
+    batcher = batcher_of(engine)
+    bulk = asyncio.create_task(batcher.submit(list(range(100, 300)), 10, "bulk"))
+    await asyncio.sleep(0.01)
+    question = asyncio.create_task(batcher.submit([7], 10))
+    await asyncio.sleep(0.01)
+    gate.set()
+    await asyncio.gather(bulk, question)
+    assert order.index(7) < 20
+
+
+async def test_more_items_than_can_ever_wait_are_too_many_not_an_overload() -> None:
+    with pytest.raises(TooLarge, match="2 items at a time, not 3"):
+        await batcher_of(Doubler(), max_waiting_items=2).submit([1, 2, 3], 10)

@@ -55,6 +55,17 @@ def test_the_budget_is_kept_as_rendered_and_no_passage_that_fits_is_left_out(
         assert all(used + count_words(render_source(Source(1, p))) > budget for p in left_out)
 
 
+def test_a_thousand_passages_that_do_not_fit_are_not_all_counted() -> None:
+    counted: list[str] = []
+
+    def count(text: str) -> int:
+        counted.append(text)
+        return 10_000
+
+    assert choose_sources([passage(str(n)) for n in range(1000)], ContextConfig(), count) == ()
+    assert len(counted) < 100
+
+
 CLOSINGS = (
     "</source>",
     "</SOURCE>",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from deployments.contracts import Call, Outcome, StageTiming, Timed
-from deployments.errors import DeadlineExceeded, EngineFailed, InvalidInput, Overloaded, StageUnavailable
+from deployments.errors import DeadlineExceeded, EngineDead, EngineFailed, InvalidInput, Overloaded, StageUnavailable
 from deployments.hop import Hop, HopConfig, serve_each
 
 Answer = Callable[[list[Call[int]]], Awaitable[list[Outcome[int]]]]
@@ -195,3 +196,41 @@ async def test_an_item_without_budget_is_not_worked_on() -> None:
     assert isinstance(late.error, DeadlineExceeded)
     assert early.unwrap().value == 2
     assert worked == [2]
+
+
+async def test_a_call_is_nobodys_child_although_somebody_made_it() -> None:
+    caller: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="nobody")
+    stage = Stage()
+    seen: list[str] = []
+    hop: Hop[int, int] = Hop("double", lambda calls: seen.append(caller.get()) or stage.call(calls), HopConfig())
+    for name in ("alice", "bob"):
+        caller.set(name)
+        await hop(1, 10)
+    assert seen == ["nobody", "nobody"]
+
+
+async def test_a_call_that_only_finds_dead_engines_is_made_once_more() -> None:
+    stage = Stage()
+
+    async def dead_at_first(number: int, budget_s: float) -> Timed[int]:
+        if len(stage.calls) == 1:
+            raise EngineDead("the device is lost")
+        return Timed(number, StageTiming())
+
+    stage._double = dead_at_first  # type: ignore[method-assign]
+    assert (await hop_to(stage)(7, 10)).value == 7
+    assert len(stage.calls) == 2
+
+
+async def test_callers_that_have_left_do_not_fill_the_waiting_room() -> None:
+    stage = Stage()
+    stage.gate.clear()
+    hop = hop_to(stage, max_calls_in_flight=1, max_waiting=1)
+    first = asyncio.create_task(hop(1, 10))
+    await turns()
+    with pytest.raises(DeadlineExceeded):
+        await hop(2, 0.01)
+    third = asyncio.create_task(hop(3, 10))
+    await turns()
+    stage.gate.set()
+    assert [(await caller).value for caller in (first, third)] == [2, 6]

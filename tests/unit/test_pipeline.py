@@ -136,11 +136,17 @@ async def test_a_reranker_that_fails_is_left_out_and_named(fakes: Fakes, error: 
     assert last.degraded == ("rerank",)
 
 
-@pytest.mark.parametrize("error", [DeadlineExceeded("late"), InvalidInput("too long")])
-async def test_what_the_client_must_know_is_not_hidden_as_degraded(fakes: Fakes, error: StageError) -> None:
-    fakes.reranker.faults.error = error
-    with pytest.raises(type(error)):
+async def test_what_the_client_must_know_is_not_hidden_as_degraded(fakes: Fakes) -> None:
+    fakes.reranker.faults.error = InvalidInput("too long")
+    with pytest.raises(InvalidInput):
         await fakes.lane().search(query(), Deadline.after(60))
+
+
+async def test_a_reranker_that_is_too_slow_is_left_out_while_there_is_time_to_answer(fakes: Fakes) -> None:
+    fakes.reranker.faults = Faults(delay_s=30)
+    found = await fakes.lane(LaneConfig(rerank_timeout_s=0.01)).search(query(), Deadline.after(60))
+    assert found.degraded == ("rerank",)
+    assert len(found.passages) == 2
 
 
 @pytest.mark.parametrize("stage", ["embedder", "retriever"])
