@@ -35,7 +35,8 @@ class HopConfig(Section):
     max_call_bytes: int = Field(
         2 * 2**20,
         ge=1,
-        description="What the requests and answers of one call may come to, by estimate; messages end at 4 MB.",
+        description="What the requests and answers of one call may come to, by estimate; Ray Serve's messages end at "
+        "4 MB by default.",
     )
     max_waiting: int = Field(2048, ge=1, description="Requests that may wait for a call; more are refused as overload.")
 

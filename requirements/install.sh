@@ -72,7 +72,7 @@ if ! run_pip packages "${lock_args[@]}" || ! run_pip raglane --no-build-isolatio
     exit 1
 fi
 # Compiling now is quicker than at the first start, when six processes would do it at once.
-echo "  compiling ..."
+echo "  compiling the largest packages ..."
 "$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python*/site-packages/{ray,sentence_transformers,transformers,lancedb} >/dev/null 2>&1 || true
 echo "$wanted" >"$stamp"
 echo "Environment ready."

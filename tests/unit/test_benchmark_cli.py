@@ -150,6 +150,20 @@ def test_queries_of_the_command_line_take_the_place_of_the_experiments(tmp_path:
     assert json.loads(out.read_text(encoding="utf-8"))["experiment"]["queries"] == queries
 
 
+def test_a_duration_of_the_command_line_takes_the_place_of_the_experiments(tmp_path: Path, url: str) -> None:
+    out = tmp_path / "result.json"
+    options = ["--url", url, "--duration-s", "0.2", "--out", str(out)]
+    assert run.main([experiment(tmp_path, max_requests=100_000, repeats=1), *options]) == run.EXIT_OK
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert result["experiment"]["duration_s"] == 0.2
+    assert all(sample["intended_start_s"] < 0.2 for load in result["loads"] for sample in load["samples"])
+
+
+def test_a_duration_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main([experiment(tmp_path), "--duration-s", "0"]) == run.EXIT_USAGE
+    assert "duration_s" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["run", "retrieval"])
 def test_another_machine_is_not_loaded_unless_it_is_allowed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str

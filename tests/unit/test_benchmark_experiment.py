@@ -45,6 +45,12 @@ def test_committed_experiments_stream_exactly_where_they_ask_the_server_to(path:
     assert experiment.stream == experiment.target.body.get("stream", False)
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_committed_experiments_bring_their_queries_or_look_for_them_inside_the_repository(path: Path) -> None:
+    queries = read_experiment(path).queries
+    assert not isinstance(queries, str) or queries.startswith("data/")
+
+
 def test_the_docs_experiment_brings_its_own_questions() -> None:
     experiment = read_experiment(next(path for path in FILES if path.stem == "answers_docs"))
     assert len(experiment.query_texts()) >= 10

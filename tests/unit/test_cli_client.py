@@ -7,7 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from serve_app.cli.client import Client, RequestTooLarge, ServerEvent, parse_events, retry_delay_s
+from serve_app.cli.client import (
+    Client,
+    RequestTooLarge,
+    ServerEvent,
+    parse_events,
+    retry_delay_s,
+    split_lines,
+)
 from serve_app.cli.exits import ExitCode, Failure
 from tests.stub_server import Reply, StubServer, error_reply, json_reply
 
@@ -124,6 +131,23 @@ def test_events_are_read_with_their_names_and_with_data_of_several_lines() -> No
         ServerEvent("token", '{"text":\n"a: b"}'),
         ServerEvent("message", "plain"),
     ]
+
+
+def test_lines_end_where_the_specification_says_however_the_text_was_cut() -> None:
+    text = "data: a\u2028b\x85c\x0cd\r\n\ndata: e\n"
+    whole = ["data: a\u2028b\x85c\x0cd", "", "data: e"]
+    assert list(split_lines([text])) == whole
+    assert list(split_lines(text)) == whole
+    assert list(split_lines([text, "data: cut off"])) == whole
+
+
+def test_a_line_separator_inside_a_token_does_not_cut_its_event(stub: StubServer) -> None:
+    text = "one\u2028two\x85three"
+    payload = f'event: token\ndata: {{"text": "{text}"}}\n\nevent: done\ndata: {{}}\n\n'.encode()
+    stub.routes["POST /v1/answers"] = lambda _: (200, {"content-type": "text/event-stream"}, payload)
+    with Client(stub.url) as client:
+        events = list(client.stream_answer({"question": "q"}))
+    assert events == [ServerEvent("token", f'{{"text": "{text}"}}'), ServerEvent("done", "{}")]
 
 
 def test_a_streamed_answer_comes_as_events_and_asks_for_a_stream(stub: StubServer) -> None:

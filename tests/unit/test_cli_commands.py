@@ -248,6 +248,13 @@ def test_wrong_usage_exits_with_two(stub: StubServer, arguments: list[str]) -> N
     assert run(*arguments) == 2
 
 
+def test_a_profile_and_a_config_file_together_are_refused_by_both_names(
+    stub: StubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("up", "--profile", "local", "--config", "my.yaml") == 2
+    assert "--profile local and --config my.yaml" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["up", "down", "status", "ingest", "search", "ask"])
 def test_every_command_explains_itself_and_its_exit_codes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0

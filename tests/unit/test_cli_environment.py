@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from serve_app.cli.environment import EVERY_NODE, SINGLE_MACHINE, apply_settings, fixed_ports, haproxy_is_enabled
+from serve_app.cli.options import data_dir
 from serve_app.cli.render import Steps, duration, excerpt
 
 
@@ -29,6 +31,21 @@ def test_only_haproxy_occupies_fixed_ports_and_they_can_be_moved() -> None:
     assert fixed_ports({}) == []
     environ = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_STATS_PORT": "7000"}
     assert [port for _, port, _ in fixed_ports(environ)] == [9101, 7000, 8500]
+
+
+def test_commands_in_a_checkout_find_the_server_of_make_run_while_it_has_its_state_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAGLANE_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".raglane").mkdir()
+    assert data_dir(None) == tmp_path / "home" / ".raglane"
+    (tmp_path / ".raglane" / "server.json").write_text("{}")
+    assert data_dir(None) == tmp_path / ".raglane"
+    monkeypatch.setenv("RAGLANE_DATA", str(tmp_path / "named"))
+    assert data_dir(None) == tmp_path / "named"
+    assert data_dir(tmp_path / "given") == tmp_path / "given"
 
 
 def test_progress_without_a_terminal_is_a_plain_line_for_each_change() -> None:

@@ -98,6 +98,20 @@ def test_a_refusal_that_names_a_document_costs_only_that_document(stub: StubServ
     assert (report.documents, [item.id for item in report.rejected]) == (3, ["empty"])
 
 
+def test_a_batch_of_which_every_document_was_rejected_is_reported_and_not_sent_again(stub: StubServer) -> None:
+    def reject_all(body: Any) -> Reply:
+        rejected = [{"id": document["id"], "reason": "no text"} for document in body["documents"]]
+        report = {"indexed": [], "replaced": 0, "chunks": 0, "sentences": 0, "tokens": 0, "rejected": rejected}
+        return json_reply(report, 422)
+
+    stub.routes["POST /v1/documents"] = lambda body: (index_all if len(body["documents"]) == 4 else reject_all)(body)
+    with Client(stub.url) as client:
+        report = ingest(client, "docs", documents(6), batch_size=4)
+    assert (report.documents, report.exit_code) == (4, ExitCode.PARTLY_DONE)
+    assert report.rejected == [RejectedDocument("4", "no text"), RejectedDocument("5", "no text")]
+    assert len(stub.requests) == 2
+
+
 def test_a_refusal_that_is_not_about_the_documents_stops_at_once(stub: StubServer) -> None:
     stub.routes["POST /v1/documents"] = lambda _: error_reply(400, "collection 'a b' is not a valid name")
     with Client(stub.url) as client, pytest.raises(Failure, match="not a valid name"):

@@ -8,7 +8,15 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError
 
 from serve_app.cli.exits import ExitCode, Failure
-from serve_app.cli.profile import check_arguments, find_profile, read_config, readable_errors, with_options, with_store
+from serve_app.cli.profile import (
+    Document,
+    check_arguments,
+    find_profile,
+    read_config,
+    readable_errors,
+    with_options,
+    with_store,
+)
 
 OURS = {"name": "raglane", "import_path": "serve_app:build_app", "args": {"store": {"uri": "x", "other": 1}}}
 THEIRS = {"name": "other", "import_path": "my_app:app"}
@@ -27,6 +35,24 @@ def test_only_raglanes_own_application_gets_the_store(tmp_path: Path) -> None:
     ours, theirs = document["applications"]
     assert ours["args"] == {"store": {"uri": str(tmp_path / "lancedb"), "other": 1}}
     assert theirs == THEIRS
+
+
+@pytest.mark.parametrize("application", [{"args": None}, {"args": {"store": None}}, {"args": {}}, {}])
+def test_an_application_whose_arguments_are_left_empty_gets_the_store(application: Document, tmp_path: Path) -> None:
+    document = with_store({"applications": [{"import_path": "serve_app:build_app", **application}]}, tmp_path)
+    assert document["applications"][0]["args"] == {"store": {"uri": str(tmp_path / "lancedb")}}
+
+
+@pytest.mark.parametrize("arguments", ["words", ["a", "list"], {"store": "words"}])
+def test_arguments_of_the_wrong_shape_are_refused_rather_than_changed(arguments: object, tmp_path: Path) -> None:
+    document = with_store({"applications": [OURS | {"args": arguments}]}, tmp_path)
+    with pytest.raises(Failure, match="invalid args"):
+        check_arguments(document)
+
+
+def test_the_builder_counts_as_raglanes_own_under_both_of_its_names(tmp_path: Path) -> None:
+    document = with_store({"applications": [{"import_path": "serve_app.app:build_app"}]}, tmp_path)
+    assert document["applications"][0]["args"]["store"]["uri"] == str(tmp_path / "lancedb")
 
 
 def test_the_store_of_a_relative_data_directory_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
