@@ -17,6 +17,7 @@ from deployments.contracts import Call, EmbeddingModel, Embeddings, EmbedRequest
 from deployments.errors import EngineDead, InputTooLong, StageError
 from deployments.hop import serve_each
 from deployments.models import Dtype, model_location, model_name
+from deployments.padding import pad, padded_length
 from deployments.section import Section, load_engine
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class SentenceEncoder:
         logger.info("embedding with %s on %s in %s", self.model.name, device, dtype)
 
     def prepare(self, items: Sequence[Text]) -> list[tuple[list[int], int] | StageError]:
-        """Token ids of each text, special tokens included, and how many there are."""
+        """Token ids of each text, special tokens included, and how many a row of them takes."""
         limit = self.model.max_length_tokens
         # Far more than the model will ever read of a text: tokenising all of a book would hold up every text behind it.
         enough = limit * MAX_CHARS_PER_TOKEN
@@ -112,18 +113,14 @@ class SentenceEncoder:
                 continue
             # Cutting keeps the closing special token, as the tokenizer's own truncation does.
             kept = ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
-            prepared.append((kept, len(kept)))
+            prepared.append((kept, padded_length(len(kept), limit)))
         return prepared
 
     def run(self, batch: Sequence[list[int]]) -> list[EmbeddedText]:
         """One forward pass over the padded batch; rows are L2-normalised float32."""
         torch = self._torch
-        longest = max(len(ids) for ids in batch)
-        input_ids = np.full((len(batch), longest), self._tokenizer.pad_token_id or 0, dtype=np.int64)
-        attention_mask = np.zeros((len(batch), longest), dtype=np.int64)
-        for row, ids in enumerate(batch):
-            input_ids[row, : len(ids)] = ids
-            attention_mask[row, : len(ids)] = 1
+        input_ids = pad(batch, self._tokenizer.pad_token_id or 0, self.model.max_length_tokens)
+        attention_mask = pad([[1] * len(ids) for ids in batch], 0, self.model.max_length_tokens)
         features = {
             "input_ids": torch.from_numpy(input_ids).to(self._encoder.device),
             "attention_mask": torch.from_numpy(attention_mask).to(self._encoder.device),

@@ -18,6 +18,7 @@ from deployments.errors import EngineDead, StageError
 from deployments.evidence import SentenceEvidence
 from deployments.hop import serve_each
 from deployments.models import Dtype, model_location, model_name
+from deployments.padding import pad, padded_length
 from deployments.section import Section, load_engine
 from deployments.store import StoreConfig
 
@@ -81,7 +82,7 @@ class CrossEncoderScorer:
             queries, passages, truncation="longest_first", max_length=self._limit, padding=False, verbose=False
         )
         rows = [{name: encoded[name][row] for name in encoded} for row in range(len(items))]
-        return [(row, len(row["input_ids"])) for row in rows]
+        return [(row, padded_length(len(row["input_ids"]), self._limit)) for row in rows]
 
     def run(self, batch: Sequence[dict[str, list[int]]]) -> list[float]:
         """One forward pass over the padded pairs."""
@@ -98,15 +99,9 @@ class CrossEncoderScorer:
             raise EngineDead(f"the reranker lost its device ({type(error).__name__})") from error
 
     def _pad(self, batch: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-        longest = max(len(row["input_ids"]) for row in batch)
         fill = {"input_ids": self._tokenizer.pad_token_id or 0}
-        features: dict[str, Any] = {}
-        for name in batch[0]:
-            padded = np.full((len(batch), longest), fill.get(name, 0), dtype=np.int64)
-            for index, row in enumerate(batch):
-                padded[index, : len(row[name])] = row[name]
-            features[name] = self._torch.from_numpy(padded).to(self._scorer.device)
-        return features
+        padded = {name: pad([row[name] for row in batch], fill.get(name, 0), self._limit) for name in batch[0]}
+        return {name: self._torch.from_numpy(ids).to(self._scorer.device) for name, ids in padded.items()}
 
 
 class Reranker:

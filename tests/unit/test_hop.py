@@ -202,7 +202,12 @@ async def test_a_call_is_nobodys_child_although_somebody_made_it() -> None:
     caller: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="nobody")
     stage = Stage()
     seen: list[str] = []
-    hop: Hop[int, int] = Hop("double", lambda calls: seen.append(caller.get()) or stage.call(calls), HopConfig())
+
+    def call(calls: list[Call[int]]) -> Response:
+        seen.append(caller.get())
+        return stage.call(calls)
+
+    hop: Hop[int, int] = Hop("double", call, HopConfig())
     for name in ("alice", "bob"):
         caller.set(name)
         await hop(1, 10)
