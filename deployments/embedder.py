@@ -14,11 +14,12 @@ from deployments.autoscaling import ItemCount
 from deployments.batch_cutting import BatchingConfig
 from deployments.batching import BatchEngine, MicroBatcher, raise_or_return
 from deployments.contracts import Call, EmbeddingModel, Embeddings, EmbedRequest, Outcome, StageTiming, Timed, Vector
-from deployments.errors import EngineDead, InputTooLong, StageError
+from deployments.errors import InputTooLong, StageError
 from deployments.hop import serve_each
 from deployments.models import Dtype, model_location, model_name
 from deployments.padding import pad, padded_length
 from deployments.section import Section, load_engine
+from deployments.torch_runtime import forward_pass, set_up
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +80,8 @@ class SentenceEncoder:
         import torch
         from sentence_transformers import SentenceTransformer
 
-        from deployments.torch_runtime import resolve_device, resolve_dtype
-
         self._torch = torch
-        device = resolve_device(config.device)
-        torch.set_num_threads(config.num_threads)
-        dtype = resolve_dtype(config.dtype, device)
+        device, dtype = set_up(config.device, config.dtype, config.num_threads)
         self._encoder = SentenceTransformer(model_location(config.model), device=device, model_kwargs={"dtype": dtype})
         self._encoder.eval()
         self._tokenizer = self._encoder.tokenizer
@@ -127,13 +124,9 @@ class SentenceEncoder:
         }
         if "token_type_ids" in self._tokenizer.model_input_names:
             features["token_type_ids"] = torch.zeros_like(features["input_ids"])
-        try:
-            with torch.inference_mode():
-                pooled = self._encoder(features)["sentence_embedding"]
-                vectors = torch.nn.functional.normalize(pooled.float(), dim=-1).cpu().numpy()
-        except torch.AcceleratorError as error:
-            # A device error is sticky: every later call in this process would fail as well.
-            raise EngineDead(f"the embedder lost its device ({type(error).__name__})") from error
+        with forward_pass("embedder"):
+            pooled = self._encoder(features)["sentence_embedding"]
+            vectors = torch.nn.functional.normalize(pooled.float(), dim=-1).cpu().numpy()
         return [EmbeddedText(vector, len(ids)) for vector, ids in zip(vectors, batch, strict=True)]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
@@ -73,6 +74,21 @@ def translate(error: BaseException, stage: str) -> RaglaneError:
     return StageUnavailable(f"the {stage} stage can't be reached ({type(error).__name__})")
 
 
+@contextmanager
+def _translating(stage: str) -> Iterator[None]:
+    """Failures of a handle inside the block leave it as ours."""
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        # A call that was cancelled elsewhere raises the same bare CancelledError as our own cancellation.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise translate(error, stage) from None
+    except Exception as error:  # noqa: BLE001 - translate has a meaning for every one of them
+        raise translate(error, stage) from None
+
+
 class _Response:
     """A handle's response whose failures are ours."""
 
@@ -84,19 +100,19 @@ class _Response:
         return self._result().__await__()
 
     async def _result(self) -> Any:
-        try:
+        with _translating(self._stage):
             return await self._response
-        except asyncio.CancelledError as error:
-            # A call that was cancelled elsewhere raises the same bare CancelledError as our own cancellation.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise translate(error, self._stage) from None
-        except Exception as error:  # noqa: BLE001 - translate has a meaning for every one of them
-            raise translate(error, self._stage) from None
 
     def cancel(self) -> None:
         self._response.cancel()
+
+    async def within(self, timeout_s: float) -> Any:
+        """The answer, or TimeoutError; a call that is given up is cancelled, which an answer that has come survives."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self
+        finally:
+            self.cancel()
 
 
 def _caller(handle: Handle, method: str, stage: str) -> Callable[[list[Call[Any]]], Any]:
@@ -118,14 +134,10 @@ class RemoteEmbedder:
 
     async def describe(self) -> EmbeddingModel:
         """The model that the stage runs. Raises StageUnavailable while it has no replica that answers."""
-        response = _Response(self._handle.describe.remote(), "embed")
         try:
-            async with asyncio.timeout(_READ_S):
-                return cast(EmbeddingModel, await response)
+            return cast(EmbeddingModel, await _Response(self._handle.describe.remote(), "embed").within(_READ_S))
         except TimeoutError:
             raise StageUnavailable("the embed stage does not answer; it may be starting") from None
-        finally:
-            response.cancel()
 
 
 class RemoteRetriever:
@@ -165,7 +177,8 @@ class RemoteGenerator:
         try:
             while True:
                 async with asyncio.timeout_at(expires_at):
-                    event = await anext(stream, None)
+                    with _translating("generate"):
+                        event = await anext(stream, None)
                 if event is None:
                     return
                 yield event
@@ -173,13 +186,6 @@ class RemoteGenerator:
             raise DeadlineExceeded(
                 "the generate stage did not finish in time; raise timeout_s or lower max_tokens"
             ) from None
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise translate(error, "generate") from None
-        except Exception as error:  # noqa: BLE001 - translate has a meaning for every one of them
-            raise translate(error, "generate") from None
         finally:
             # Dropping the iterator stops nothing by itself: the replica keeps generating until it is told to stop.
             stream.cancel()
@@ -210,15 +216,10 @@ class RemoteIndexer:
         await self._ask(_WRITE_S, "delete_collection", name)
 
     async def _ask(self, within_s: float, method: str, *arguments: Any) -> Any:
-        response = _Response(getattr(self._handle, method).remote(*arguments), "index")
         try:
-            async with asyncio.timeout(within_s):
-                return await response
+            return await _Response(getattr(self._handle, method).remote(*arguments), "index").within(within_s)
         except TimeoutError:
             raise DeadlineExceeded(f"the index stage did not answer within {within_s:g} s") from None
-        finally:
-            # Without effect on an answer that has come.
-            response.cancel()
 
 
 _READ_S = 30.0
@@ -230,16 +231,12 @@ async def readiness(handles: dict[str, Handle], timeout_s: float) -> dict[str, s
     """For each stage `ready`, or why it is not."""
 
     async def ask(handle: Handle) -> str:
-        response = _Response(handle.describe.remote(), "asked")
         try:
-            async with asyncio.timeout(timeout_s):
-                await response
+            await _Response(handle.describe.remote(), "asked").within(timeout_s)
         except TimeoutError:
             return f"no answer within {timeout_s:g} s: starting, restarting or overloaded"
         except RaglaneError as error:
             return error.message
-        finally:
-            response.cancel()
         return "ready"
 
     answers = await asyncio.gather(*(ask(handle) for handle in handles.values()))

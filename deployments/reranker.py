@@ -14,13 +14,14 @@ from deployments.autoscaling import ItemCount
 from deployments.batch_cutting import BatchingConfig
 from deployments.batching import BatchEngine, MicroBatcher, raise_or_return
 from deployments.contracts import Call, Outcome, RerankRequest, StageTiming, Timed, Vector
-from deployments.errors import EngineDead, StageError
+from deployments.errors import StageError
 from deployments.evidence import SentenceEvidence
 from deployments.hop import serve_each
 from deployments.models import Dtype, model_location, model_name
 from deployments.padding import pad, padded_length
 from deployments.section import Section, load_engine
 from deployments.store import StoreConfig
+from deployments.torch_runtime import forward_pass, set_up
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +64,8 @@ class CrossEncoderScorer:
         import torch
         from sentence_transformers import CrossEncoder
 
-        from deployments.torch_runtime import resolve_device, resolve_dtype
-
         self._torch = torch
-        device = resolve_device(config.device)
-        torch.set_num_threads(config.num_threads)
-        dtype = resolve_dtype(config.dtype, device)
+        device, dtype = set_up(config.device, config.dtype, config.num_threads)
         self._scorer = CrossEncoder(model_location(config.model), device=device, model_kwargs={"dtype": dtype})
         self._scorer.eval()
         self._tokenizer = self._scorer.tokenizer
@@ -86,17 +83,11 @@ class CrossEncoderScorer:
 
     def run(self, batch: Sequence[dict[str, list[int]]]) -> list[float]:
         """One forward pass over the padded pairs."""
-        torch = self._torch
-        try:
-            with torch.inference_mode():
-                features = self._pad(batch)
-                logits = self._scorer(features)["scores"].float()
-                activated = self._scorer.activation_fn(logits)
-                scores: list[float] = activated.reshape(len(batch), -1)[:, -1].cpu().tolist()
-                return scores
-        except torch.AcceleratorError as error:
-            # A device error is sticky: every later call in this process would fail as well.
-            raise EngineDead(f"the reranker lost its device ({type(error).__name__})") from error
+        with forward_pass("reranker"):
+            logits = self._scorer(self._pad(batch))["scores"].float()
+            activated = self._scorer.activation_fn(logits)
+            scores: list[float] = activated.reshape(len(batch), -1)[:, -1].cpu().tolist()
+        return scores
 
     def _pad(self, batch: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
         fill = {"input_ids": self._tokenizer.pad_token_id or 0}

@@ -1,8 +1,34 @@
-"""Choosing device and dtype for a torch engine. Imports torch when called, never before."""
+"""What every torch engine needs: its device and dtype, and what a lost device means. Imports torch when called."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from deployments.errors import EngineDead
+
+
+def set_up(device: str, dtype: str, num_threads: int) -> tuple[str, Any]:
+    """Set this process's threads; returns the device and the torch dtype that the config's names stand for."""
+    import torch
+
+    torch.set_num_threads(num_threads)
+    resolved = resolve_device(device)
+    return resolved, resolve_dtype(dtype, resolved)
+
+
+@contextmanager
+def forward_pass(stage: str) -> Iterator[None]:
+    """Inference mode; raises EngineDead when the device is lost."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            yield
+    except torch.AcceleratorError as error:
+        # A device error is sticky: every later call in this process would fail as well.
+        raise EngineDead(f"the {stage} lost its device ({type(error).__name__})") from error
 
 
 def resolve_device(device: str) -> str:

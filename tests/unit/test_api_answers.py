@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -13,19 +12,6 @@ from deployments.errors import EngineFailed, Overloaded
 from tests.api import FakeServices, RawRequest, events_of
 
 TIDES = "The moon pulls the tides of the sea. [1]"
-
-
-@pytest.fixture
-async def fakes() -> FakeServices:
-    fakes = FakeServices()
-    await fakes.fill()
-    return fakes
-
-
-@pytest.fixture
-async def client(fakes: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with fakes.client() as client:
-        yield client
 
 
 async def test_an_answer_comes_with_its_citations_and_timings(client: httpx.AsyncClient) -> None:

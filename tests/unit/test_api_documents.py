@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -16,12 +15,6 @@ from tests.api import FakeServices
 @pytest.fixture
 def fakes() -> FakeServices:
     return FakeServices(HttpConfig(max_documents_per_request=3))
-
-
-@pytest.fixture
-async def client(fakes: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with fakes.client() as client:
-        yield client
 
 
 async def test_documents_are_indexed_and_found(client: httpx.AsyncClient) -> None:

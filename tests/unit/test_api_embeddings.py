@@ -23,12 +23,6 @@ def fakes() -> FakeServices:
 
 
 @pytest.fixture
-async def client(fakes: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with fakes.client() as client:
-        yield client
-
-
-@pytest.fixture
 async def openai_client(fakes: FakeServices) -> AsyncIterator[openai.AsyncOpenAI]:
     transport = httpx2.ASGITransport(fakes.api())
     async with httpx2.AsyncClient(transport=transport) as http_client:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -19,19 +19,6 @@ from deployments.errors import (
 )
 from serve_app.api.errors import STATUS_TABLE, failure_of
 from tests.api import FakeServices
-
-
-@pytest.fixture
-async def fakes() -> FakeServices:
-    fakes = FakeServices()
-    await fakes.fill()
-    return fakes
-
-
-@pytest.fixture
-async def client(fakes: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with fakes.client() as client:
-        yield client
 
 
 def all_errors(error: type[RaglaneError] = RaglaneError) -> Iterator[type[RaglaneError]]:

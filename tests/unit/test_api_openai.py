@@ -19,13 +19,6 @@ QUESTION: Any = [{"role": "user", "content": "What pulls the tides?"}]
 
 
 @pytest.fixture
-async def fakes() -> FakeServices:
-    fakes = FakeServices()
-    await fakes.fill()
-    return fakes
-
-
-@pytest.fixture
 async def client(fakes: FakeServices) -> AsyncIterator[openai.AsyncOpenAI]:
     transport = httpx2.ASGITransport(fakes.api())
     async with httpx2.AsyncClient(transport=transport) as http_client:

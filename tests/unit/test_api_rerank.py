@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -17,12 +16,6 @@ DOCUMENTS = ["iron rusts", "the moon pulls the tides", "the moon"]
 @pytest.fixture
 def fakes() -> FakeServices:
     return FakeServices(HttpConfig(max_inputs=10, chunk_texts=4))
-
-
-@pytest.fixture
-async def client(fakes: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with fakes.client() as client:
-        yield client
 
 
 async def test_documents_come_back_by_relevance(client: httpx.AsyncClient) -> None:

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import httpx
 import pytest
 
 from deployments.errors import EngineFailed, IndexMismatch
 from tests.api import FakeServices
-
-
-@pytest.fixture
-async def fakes() -> FakeServices:
-    fakes = FakeServices()
-    await fakes.fill()
-    return fakes
-
-
-@pytest.fixture
-async def client(fakes: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with fakes.client() as client:
-        yield client
 
 
 async def test_a_search_returns_passages_by_descending_score(client: httpx.AsyncClient) -> None:
