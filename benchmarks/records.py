@@ -21,7 +21,7 @@ ErrorKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class StageTiming:
-    """The time of one stage of the lane, as the server reports it with its answer."""
+    """The time of one call of a stage, as the server reports it with its answer; `stage` names its branch, too."""
 
     stage: str
     total_s: float
@@ -34,7 +34,7 @@ class StageTiming:
     def from_json(cls, data: dict[str, Any]) -> StageTiming:
         """Raises KeyError, TypeError or ValueError where `data` is not a timing."""
         return cls(
-            stage=str(data["stage"]),
+            stage=f"{data['stage']} {data.get('branch', '')}".rstrip(),
             total_s=float(data["total_s"]),
             queue_s=float(data["queue_s"]),
             batch_wait_s=float(data["batch_wait_s"]),

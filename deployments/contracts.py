@@ -23,6 +23,7 @@ Stage = Literal["parse", "rewrite", "embed", "search", "rerank", "context", "gen
 STAGES: tuple[Stage, ...] = ("parse", "rewrite", "embed", "search", "rerank", "context", "generate")
 
 SearchMode = Literal["vector", "text", "hybrid"]
+SearchKind = Literal["vector", "text"]
 Priority = Literal["interactive", "bulk"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "bulk")
 
@@ -101,22 +102,27 @@ class EmbeddingModel:
 
 @dataclass(frozen=True, slots=True)
 class SearchRequest:
-    """`vector` is (dim,) float32, L2-normalised. `filter` maps a field (`document_id`, `source`, `title` or a metadata
-    key) to a value, a list of values, or an object with some of `gt`, `gte`, `lt`, `lte`, `ne`."""
+    """One search of one kind: `vector` needs `vector`, (dim,) float32 and L2-normalised; `text` needs `text`, for BM25.
+
+    `filter` maps a field (`document_id`, `source`, `title` or a metadata key) to a value, a list of values, or an
+    object with some of `gt`, `gte`, `lt`, `lte`, `ne`, `contains`.
+    """
 
     collection: str
-    vector: Vector
     k: int
-    mode: SearchMode = "vector"
+    kind: SearchKind = "vector"
+    vector: Vector | None = None
     text: str = ""
     filter: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A retrieved chunk. `score` is cosine similarity after `search` and the blended score after `rerank`.
+    """A retrieved chunk. `score` is what it was ordered by last: after a vector search the cosine, after a text search
+    BM25, after `fuse` and `rerank` the blend.
 
-    `start` and `end` are character offsets in the document; `num_tokens` counts `text` with the embedder's tokenizer.
+    `position` counts the document's chunks from 0; `start` and `end` are character offsets in the document;
+    `num_tokens` counts `text` with the embedder's tokenizer.
     """
 
     id: str
@@ -129,6 +135,18 @@ class Passage:
     start: int = 0
     end: int = 0
     num_tokens: int = 0
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Passages by descending score, ties by id, and the version of the collection that they were read from.
+
+    A collection's versions only grow; every commit makes a new one.
+    """
+
+    passages: tuple[Passage, ...]
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,21 +171,32 @@ class RerankRequest:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A passage as the generator gets it, with the number under which the answer may cite it (from 1)."""
+    """A passage as the generator gets it, with the number under which the answer may cite it (from 1).
+
+    Where neighbouring chunks of a document were merged, `passage` holds the text of them all and `parts` the stored
+    chunks in the document's order; else `parts` is empty.
+    """
 
     number: int
     passage: Passage
+    parts: tuple[Passage, ...] = ()
+
+    def stored(self) -> tuple[Passage, ...]:
+        """The passages as they are stored."""
+        return self.parts or (self.passage,)
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """Sampling options; None leaves the choice to the generator's own default."""
+    """Sampling options; None leaves the choice to the generator's own default. What is written under `json_schema` is
+    JSON that the schema allows; only a language model can do that."""
 
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    json_schema: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +233,16 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """The last event of every generation that did not fail."""
+    """The last event of every generation that did not fail.
+
+    `confidence` is how well the sources answer the question, 0 to 1, where the generator can tell.
+    """
 
     finish_reason: Literal["stop", "length"]
     usage: Usage
     timing: StageTiming
     generator: str
+    confidence: float | None = None
 
 
 GenerationEvent = Delta | Generated
@@ -257,13 +290,14 @@ class IndexReport:
 
 @dataclass(frozen=True, slots=True)
 class CollectionInfo:
-    """A collection and what it holds."""
+    """A collection and what it holds. `index_coverage` maps each index to the share of the chunks that it covers."""
 
     name: str
     num_documents: int
     num_chunks: int
     embedding_model: str
     dim: int
+    index_coverage: Mapping[str, float] = field(default_factory=dict)
 
 
 class Embeds(Protocol):
@@ -273,13 +307,19 @@ class Embeds(Protocol):
 
 
 class Searches(Protocol):
-    """Finds the passages nearest to a query: at most k, by descending score, ties by id."""
+    """Finds the passages nearest to a query: at most k, by descending score, ties by id. `version` is what a search
+    that begins now would read, or something newer."""
 
-    async def search(self, request: SearchRequest, budget_s: float) -> Timed[list[Passage]]: ...
+    async def search(self, request: SearchRequest, budget_s: float) -> Timed[SearchResult]: ...
+
+    async def version(self, collection: str, budget_s: float) -> Timed[int]: ...
 
 
 class Reranks(Protocol):
-    """Scores candidates against a query: (len(candidates),) float32 in the candidates' order, higher is better."""
+    """Scores candidates against a query: (len(candidates),) float32 in the candidates' order, higher is better.
+
+    Scores compare within one request: a method may weigh words by how rare they are among its candidates.
+    """
 
     async def rerank(self, request: RerankRequest, budget_s: float) -> Timed[Vector]: ...
 
@@ -304,3 +344,5 @@ class Indexes(Protocol):
     async def list_collections(self) -> list[CollectionInfo]: ...
 
     async def delete_collection(self, name: str) -> None: ...
+
+    async def coverage(self) -> dict[str, dict[str, float]]: ...

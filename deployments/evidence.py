@@ -1,31 +1,41 @@
 """Sentence evidence: each sentence of a passage has a vector of its own, and the best one speaks for the passage.
 
-The vectors are made at ingest and kept as int8 beside the passage. A sentence's score is the cosine between the
+The vectors are made at ingest and kept as int8 beside the passage. A sentence's similarity is the cosine between the
 question's vector and the int8 vector itself: the cosine does not depend on a vector's length, so no scale is stored.
+What a vector blurs, names and numbers above all, its words keep apart: a sentence's score is the mean of its
+similarity and its coverage, the share of the question's stems that it holds. The title counts as one more sentence.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from deployments.byte_lru import ByteLru
 from deployments.contracts import Candidate, EmbedRequest, Embeds, Priority, Vector
+from deployments.errors import InvalidInput, StageError
 from deployments.ingestion.sentences import split_sentences
+from deployments.lexical import Stemmer, Terms, coverages
+from deployments.section import Section
 from deployments.store import StoreConfig, Tables, where_ids
+
+Value = TypeVar("Value")
 
 Spans = NDArray[np.int32]
 Int8Vectors = NDArray[np.int8]
 
 TEXTS_PER_REQUEST = 128
-# Collection, passage id and hash of the passage's text.
+_COLUMNS = ("id", "text", "title", "sentence_spans", "sentence_vectors", "title_vector")
+
+# Collection, passage id and hash of the passage's title and text.
 Stored = tuple[str, str, int]
 
 
@@ -36,141 +46,206 @@ def quantise(vectors: Vector) -> Int8Vectors:
     return quantised
 
 
+class EvidenceConfig(Section):
+    """How sentences are compared with a question."""
+
+    coverage_weight: float = Field(
+        0.5, ge=0, le=1, description="Weight of shared words, against 1 less it for similar vectors; 0: vectors alone."
+    )
+    language: str = Field("english", description="The language whose Snowball stemmer makes words comparable.")
+    cache_bytes: int = Field(
+        256 * 2**20, ge=0, description="Sentence vectors and stems kept in memory by each replica, in bytes."
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Sentences:
-    """A passage's sentences: `spans` (n, 2) int32 character offsets, `vectors` (n, dim) int8, `inverse_norms` (n,)."""
+    """A passage's sentences and, where it has one, its title as a last sentence without a span.
+
+    `spans` (n, 2) int32 character offsets; of n sentences or n + 1 with the title: `vectors` int8, `inverse_norms`
+    (n or n + 1,), `stems` one after the other and `num_stems` of each.
+    """
 
     spans: Spans
     vectors: Int8Vectors
     inverse_norms: Vector
+    stems: Terms
+    num_stems: NDArray[np.int64]
 
     @classmethod
-    def of(cls, spans: Spans, vectors: Int8Vectors) -> Sentences:
+    def of(cls, spans: Spans, vectors: Int8Vectors, stems: Sequence[Terms]) -> Sentences:
         """With the norms computed once, here."""
         norms = np.sqrt(np.square(vectors.astype(np.float32)).sum(axis=1))
-        return cls(spans, vectors, (1.0 / np.maximum(norms, 1e-12)).astype(np.float32))
+        inverse = (1.0 / np.maximum(norms, 1e-12)).astype(np.float32)
+        together = np.concatenate(stems) if stems else np.zeros(0, np.uint32)
+        return cls(spans, vectors, inverse, together, np.array([len(one) for one in stems], dtype=np.int64))
 
     @property
     def num_bytes(self) -> int:
         """Memory held by the arrays."""
-        return self.spans.nbytes + self.vectors.nbytes + self.inverse_norms.nbytes
+        arrays = (self.spans, self.vectors, self.inverse_norms, self.stems, self.num_stems)
+        return sum(array.nbytes for array in arrays)
 
-    def scores(self, query_vector: Vector) -> Vector:
+    def similarities(self, query_vector: Vector) -> Vector:
         """Cosine of every sentence with the query: (n,) float32."""
         scores: Vector = (self.vectors.astype(np.float32) @ query_vector) * self.inverse_norms
         return scores
 
 
+@dataclass(frozen=True, slots=True)
+class StoredSentences:
+    """A passage's sentences as the table has them; where its title has a vector, it is the last one."""
+
+    text: str
+    title: str
+    spans: Spans
+    vectors: Int8Vectors
+
+    def texts(self) -> list[str]:
+        """What the vectors stand for, in their order."""
+        texts = [self.text[start:end] for start, end in self.spans.tolist()]
+        # A title without a vector is none: it would be a sentence too many.
+        return [*texts, self.title] if len(self.vectors) > len(texts) else texts
+
+
 class SentenceStore:
-    """Looks up the stored sentences of passages; keeps the most recently used ones up to `max_bytes`."""
+    """Looks up the stored sentences of passages."""
 
-    def __init__(self, store: StoreConfig, max_bytes: int) -> None:
+    def __init__(self, store: StoreConfig) -> None:
         self._tables = Tables(store)
-        self._max_bytes = max_bytes
-        self._num_bytes = 0
-        self._cache: OrderedDict[Stored, Sentences] = OrderedDict()
 
-    async def lookup(self, collection: str, passages: Mapping[str, str]) -> dict[str, Sentences]:
-        """Sentences by passage id, of those of `passages` (id to text) that are stored with this very text.
-
-        A passage whose document was replaced since it was found is not among them: its sentences are no longer stored.
-        Raises NotFound for an unknown collection.
-        """
-        found: dict[str, Sentences] = {}
-        missing: list[str] = []
-        for passage_id, text in passages.items():
-            # The text is part of the key: another text may stand under the same id by now, even in a new collection.
-            key = (collection, passage_id, hash(text))
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                found[passage_id] = self._cache[key]
-            else:
-                missing.append(passage_id)
-        if missing:
-            for row in await self._rows(collection, missing):
-                if row["text"] == passages[row["id"]]:
-                    found[row["id"]] = _sentences(row["sentence_spans"], row["sentence_vectors"])
-                    self._remember((collection, row["id"], hash(row["text"])), found[row["id"]])
-        return found
-
-    async def _rows(self, collection: str, ids: list[str]) -> list[dict[str, Any]]:
-        columns = ["id", "text", "sentence_spans", "sentence_vectors"]
+    async def lookup(self, collection: str, ids: Sequence[str]) -> dict[str, StoredSentences]:
+        """What is stored under the ids. Raises NotFound for an unknown collection."""
 
         async def read(table: Any) -> list[dict[str, Any]]:
+            # Collections that were made before titles had vectors lack the column.
+            present = (await table.schema()).names
+            columns = [column for column in _COLUMNS if column in present]
             rows: list[dict[str, Any]] = (
-                await table.query().where(where_ids("id", ids)).select(columns).to_arrow()
+                await table.query().where(where_ids("id", list(ids))).select(columns).to_arrow()
             ).to_pylist()
             return rows
 
-        return await self._tables.use(collection, read)
-
-    def _remember(self, key: Stored, sentences: Sentences) -> None:
-        if key in self._cache:
-            # Another lookup was after the same passage.
-            return
-        self._cache[key] = sentences
-        self._num_bytes += sentences.num_bytes
-        while self._num_bytes > self._max_bytes and self._cache:
-            _, dropped = self._cache.popitem(last=False)
-            self._num_bytes -= dropped.num_bytes
+        return {row["id"]: _stored(row) for row in await self._tables.use(collection, read)}
 
 
-def _sentences(spans: list[int] | None, vectors: bytes | None) -> Sentences:
-    pairs = np.array(spans or [], dtype=np.int32).reshape(-1, 2)
-    matrix = np.frombuffer(vectors or b"", dtype=np.int8)
-    return Sentences.of(pairs, matrix.reshape(len(pairs), -1) if len(pairs) else matrix.reshape(0, 0))
+def _stored(row: dict[str, Any]) -> StoredSentences:
+    spans = np.array(row["sentence_spans"] or [], dtype=np.int32).reshape(-1, 2)
+    vectors = (row["sentence_vectors"] or b"") + (row.get("title_vector") or b"")
+    matrix = np.frombuffer(vectors, dtype=np.int8)
+    count = len(spans) + bool(row.get("title_vector"))
+    return StoredSentences(
+        row["text"], row["title"] or "", spans, matrix.reshape(count, -1) if count else matrix.reshape(0, 0)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One candidate's sentences, scored against the question."""
+    """One candidate's sentences, scored against the question: `scores` (n,) float32, at most 1; `title_score` is None
+    where there is no title."""
 
     spans: Spans
     scores: Vector
+    title_score: float | None = None
 
     @property
     def best(self) -> float:
-        """The best sentence's score; 0 where there is no sentence."""
-        return float(self.scores.max(initial=0.0)) if len(self.scores) else 0.0
+        """The score of the best sentence or of the title; 0 where there is neither."""
+        best = float(self.scores.max(initial=0.0))
+        return best if self.title_score is None else max(best, self.title_score)
 
 
 class SentenceEvidence:
     """Scores the sentences of candidates: looked up where they are stored, embedded on the fly where they are not."""
 
-    def __init__(self, store: StoreConfig, embedder: Embeds, cache_bytes: int) -> None:
-        self._store = SentenceStore(store, cache_bytes)
+    def __init__(self, store: StoreConfig, embedder: Embeds, config: EvidenceConfig) -> None:
+        self._store = SentenceStore(store)
         self._embedder = embedder
+        self._coverage_weight = config.coverage_weight
+        self._cache: ByteLru[Stored, Sentences] = ByteLru(config.cache_bytes)
+        self._stemmer = Stemmer(config.language)
+        # One thread: a stemmer is not for several.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="evidence")
 
     async def score(
         self, query_vector: Vector | None, query: str, candidates: Sequence[Candidate], collection: str, budget_s: float
     ) -> list[Scored]:
-        """One `Scored` per candidate, in order. `query` is embedded when its vector is not at hand."""
-        if query_vector is None:
-            embedded = await self._embedder.embed(EmbedRequest((query,)), budget_s)
-            query_vector = embedded.value.vectors[0]
-        passages = {candidate.id: candidate.text for candidate in candidates if candidate.id}
-        found = await self._store.lookup(collection, passages) if passages and collection else {}
-        # Of two candidates under one id, the lookup saw the text of the last.
-        stored = [found.get(c.id) if passages.get(c.id) == c.text else None for c in candidates]
-        adhoc = [candidate for candidate, known in zip(candidates, stored, strict=True) if known is None]
-        fresh = iter(await self._embed(adhoc, budget_s) if adhoc else [])
-        sentences = [next(fresh) if known is None else known for known in stored]
-        return await asyncio.get_running_loop().run_in_executor(self._thread, _score_all, sentences, query_vector)
+        """One `Scored` per candidate, in order. `query` is embedded when its vector is not at hand.
 
-    async def _embed(self, candidates: Sequence[Candidate], budget_s: float) -> list[Sentences]:
-        spans = [split_sentences(candidate.text) for candidate in candidates]
-        texts = [c.text[start:end] for c, pairs in zip(candidates, spans, strict=True) for start, end in pairs]
-        vectors = await self._quantised(texts, budget_s)
-        ends = np.cumsum([len(pairs) for pairs in spans])
+        A passage whose document was replaced since it was found is taken as it was found. Where nothing can be
+        embedded, stored passages are scored by the words that they share with the query, and others by nothing.
+        """
+        expires_at = time.monotonic() + budget_s
+        if query_vector is None:
+            query_vector = await self._query_vector(query, budget_s)
+        sentences = await self._sentences(candidates, collection, expires_at)
+        return await self._in_thread(self._score_all, sentences, query, query_vector)
+
+    async def _query_vector(self, query: str, budget_s: float) -> Vector | None:
+        try:
+            embedded = await self._embedder.embed(EmbedRequest((query,)), budget_s)
+        except InvalidInput:
+            raise
+        except StageError:
+            return None
+        vector: Vector = embedded.value.vectors[0]
+        return vector
+
+    async def _sentences(
+        self, candidates: Sequence[Candidate], collection: str, expires_at: float
+    ) -> list[Sentences | None]:
+        # What it says is part of the key: another text may stand under the same id by now, even in a new collection.
+        keys = [(collection, c.id, hash((c.title, c.text))) if c.id and collection else None for c in candidates]
+        known = [self._cache.get(key) if key is not None else None for key in keys]
+        missing = [index for index, key in enumerate(keys) if key is not None and known[index] is None]
+        if missing:
+            stored = await self._store.lookup(collection, list({candidates[index].id for index in missing}))
+            current = {
+                index: stored[candidates[index].id] for index in missing if _is_stored(candidates[index], stored)
+            }
+            made = await self._in_thread(self._with_stems, list(current.values()))
+            for index, sentences in zip(current, made, strict=True):
+                known[index] = sentences
+                key = keys[index]
+                assert key is not None
+                self._cache.put(key, sentences, sentences.num_bytes)
+        adhoc = [index for index, sentences in enumerate(known) if sentences is None]
+        if adhoc:
+            fresh = await self._embed([candidates[index] for index in adhoc], expires_at)
+            for index, made_now in zip(adhoc, fresh, strict=True):
+                known[index] = made_now
+        return known
+
+    def _with_stems(self, stored: Sequence[StoredSentences]) -> list[Sentences]:
         return [
-            Sentences.of(np.array(pairs, dtype=np.int32).reshape(-1, 2), vectors[end - len(pairs) : end])
-            for pairs, end in zip(spans, ends, strict=True)
+            Sentences.of(one.spans, one.vectors, [self._stemmer.terms(text) for text in one.texts()]) for one in stored
         ]
 
-    async def _quantised(self, texts: Sequence[str], budget_s: float) -> Int8Vectors:
+    async def _embed(self, candidates: Sequence[Candidate], expires_at: float) -> Sequence[Sentences | None]:
+        """The candidates' sentences, embedded now; None for each where the embedder fails."""
+        spans = [np.array(split_sentences(c.text), dtype=np.int32).reshape(-1, 2) for c in candidates]
+        texts = [
+            [c.text[start:end] for start, end in pairs.tolist()] + ([c.title] if c.title.strip() else [])
+            for c, pairs in zip(candidates, spans, strict=True)
+        ]
+        try:
+            vectors = await self._quantised([text for sentences in texts for text in sentences], expires_at)
+        except InvalidInput:
+            raise
+        except StageError:
+            if all(candidate.id for candidate in candidates):
+                return [None] * len(candidates)
+            raise
+        ends = np.cumsum([len(sentences) for sentences in texts])
+        stored = [
+            StoredSentences(c.text, c.title, pairs, vectors[end - len(sentences) : end])
+            for c, pairs, sentences, end in zip(candidates, spans, texts, ends.tolist(), strict=True)
+        ]
+        made: list[Sentences] = await self._in_thread(self._with_stems, stored)
+        return made
+
+    async def _quantised(self, texts: Sequence[str], expires_at: float) -> Int8Vectors:
         """The texts' vectors, fetched in slices: many texts must fill neither a message nor the embedder's queue."""
-        expires_at = time.monotonic() + budget_s
         priority: Priority = "bulk" if len(texts) > TEXTS_PER_REQUEST else "interactive"
         slices: list[Int8Vectors] = []
         for start in range(0, len(texts), TEXTS_PER_REQUEST):
@@ -179,6 +254,46 @@ class SentenceEvidence:
             slices.append(quantise(embedded.value.vectors))
         return np.concatenate(slices) if slices else np.zeros((0, 0), np.int8)
 
+    def _score_all(
+        self, candidates: Sequence[Sentences | None], query: str, query_vector: Vector | None
+    ) -> list[Scored]:
+        known = [sentences for sentences in candidates if sentences is not None]
+        scores = iter(self._scores(known, query, query_vector))
+        return [_nothing() if sentences is None else _scored(sentences, next(scores)) for sentences in candidates]
 
-def _score_all(sentences: Sequence[Sentences], query_vector: Vector) -> list[Scored]:
-    return [Scored(s.spans, s.scores(query_vector) if len(s.spans) else np.zeros(0, np.float32)) for s in sentences]
+    def _scores(self, candidates: Sequence[Sentences], query: str, query_vector: Vector | None) -> list[Vector]:
+        """For each candidate the scores of its sentences, the title's last."""
+        if not candidates:
+            return []
+        num_sentences = [len(sentences.num_stems) for sentences in candidates]
+        weight = 1.0 if query_vector is None else self._coverage_weight
+        scores = np.zeros(sum(num_sentences), dtype=np.float32)
+        if weight:
+            scores += weight * coverages(
+                self._stemmer.terms(query),
+                np.concatenate([sentences.stems for sentences in candidates]),
+                np.concatenate([sentences.num_stems for sentences in candidates]),
+                np.repeat(np.arange(len(candidates)), num_sentences),
+            )
+        if query_vector is not None and len(scores):
+            similar = [s.similarities(query_vector) for s in candidates if len(s.num_stems)]
+            scores += (1.0 - weight) * np.concatenate(similar)
+        return np.split(scores, np.cumsum(num_sentences)[:-1])
+
+    async def _in_thread(self, work: Callable[..., Value], *arguments: Any) -> Value:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+
+def _is_stored(candidate: Candidate, stored: Mapping[str, StoredSentences]) -> bool:
+    found = stored.get(candidate.id)
+    return found is not None and (found.title, found.text) == (candidate.title, candidate.text)
+
+
+def _scored(sentences: Sentences, scores: Vector) -> Scored:
+    num_spans = len(sentences.spans)
+    title_score = float(scores[num_spans]) if len(scores) > num_spans else None
+    return Scored(sentences.spans, scores[:num_spans], title_score)
+
+
+def _nothing() -> Scored:
+    return Scored(np.zeros((0, 2), np.int32), np.zeros(0, np.float32))

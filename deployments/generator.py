@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
+from deployments.citations import defuse_citations
 from deployments.context import NOT_FOUND
 from deployments.contracts import (
     Candidate,
@@ -22,20 +23,25 @@ from deployments.contracts import (
     GenerateRequest,
     Generates,
     GenerationEvent,
+    Passage,
     Source,
     StageTiming,
     Usage,
 )
 from deployments.errors import DeadlineExceeded
-from deployments.evidence import Scored, SentenceEvidence
+from deployments.evidence import EvidenceConfig, Scored, SentenceEvidence
+from deployments.lexical import count_words
 from deployments.section import Section, load_engine
 from deployments.store import StoreConfig
 from deployments.vllm_generator import VllmConfig
 
 logger = logging.getLogger(__name__)
 
+# The deployment of the answering engine that stands in for a language model.
+FALLBACK = "FallbackGenerator"
+
 # What Markdown puts in front of a list item or a quotation.
-_MARKER = re.compile(r"^(?:[-*+>]|\d+[.)])\s+")
+_MARKER = re.compile(r"^(?:[-*+>•]|\d+[.)])\s+")
 _REFERS_BACK = re.compile(r"(it|its|they|their|them|this|these|that|those|he|his|she|her|such|both)\b", re.IGNORECASE)
 
 
@@ -43,11 +49,16 @@ class ExtractiveConfig(Section):
     """How an answer is put together from sentences of the sources."""
 
     max_sentences: int = Field(3, ge=1, description="Sentences of one answer.")
-    min_score: float = Field(0.35, ge=-1, le=1, description="A sentence less similar to the question answers nothing.")
+    min_score: float = Field(
+        0.35, ge=0, le=1, description="Where no sentence scores as much, the documents hold no answer."
+    )
     max_drop: float = Field(
         0.15, ge=0, description="A further sentence may score at most this much below the best one."
     )
-    cache_bytes: int = Field(64 * 2**20, ge=0, description="Sentence vectors kept in memory by each replica, in bytes.")
+    evidence: EvidenceConfig = Field(
+        default_factory=lambda: EvidenceConfig(cache_bytes=64 * 2**20),
+        description="How sentences are compared with the question.",
+    )
 
 
 class GeneratorConfig(Section):
@@ -55,10 +66,13 @@ class GeneratorConfig(Section):
 
     engine: str = Field(
         "deployments.generator:ExtractiveAnswerer",
-        description="Import path module:Class of the answering engine. Not used where vllm is set.",
+        description="Import path module:Class of the answering engine. Where vllm is set, it is the fallback's.",
     )
     extractive: ExtractiveConfig = Field(default_factory=ExtractiveConfig, description="The extractive answerer.")
     vllm: VllmConfig | None = Field(None, description="The language model that vLLM serves; null: no language model.")
+    fallback: bool = Field(
+        True, description="Beside a language model, keep the engine above at hand for answers that the model fails at."
+    )
 
 
 class GeneratorSettings(Section):
@@ -70,7 +84,7 @@ class GeneratorSettings(Section):
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A sentence of a source: where it starts in the source's text, and its similarity to the question."""
+    """A sentence of a source: where it starts in its document, and how well it answers the question, up to 1."""
 
     text: str
     number: int
@@ -78,15 +92,12 @@ class Quote:
     score: float
 
 
-def choose_quotes(sources: Sequence[Source], scored: Sequence[Scored], config: ExtractiveConfig) -> list[Quote]:
+def choose_quotes(best_first: Sequence[Quote], config: ExtractiveConfig) -> list[Quote]:
     """The sentences that answer the question best; none when no sentence comes close enough.
 
-    `scored` holds the sentences of each source, in the order of the sources. The source of the best sentence comes
-    first, and the sentences of one source stand in the order of its text: "They are caused by" makes no sense before
-    what it speaks of. A sentence that stands in two sources is quoted once.
+    The source of the best sentence comes first, and the sentences of one source stand in the order of its text: "They
+    are caused by" makes no sense before what it speaks of. A sentence that stands in two sources is quoted once.
     """
-    quotes = [quote for source, sentences in zip(sources, scored, strict=True) for quote in _quotes(source, sentences)]
-    best_first = sorted(filter(_states_something, quotes), key=lambda quote: (-quote.score, quote.number))
     chosen: dict[str, Quote] = {}
     for quote in best_first:
         too_far = quote.score < max(config.min_score, best_first[0].score - config.max_drop)
@@ -97,17 +108,28 @@ def choose_quotes(sources: Sequence[Source], scored: Sequence[Scored], config: E
     return sorted(chosen.values(), key=lambda quote: (rank[quote.number], quote.start))
 
 
-def _quotes(source: Source, sentences: Scored) -> list[Quote]:
-    """Every sentence of a source as a quote; one that refers back is scored together with the sentence before it.
+def candidate_quotes(sources: Sequence[Source], scored: Sequence[Scored]) -> list[Quote]:
+    """Every sentence that states something, the best first; `scored` holds the sentences of each stored passage."""
+    stored = [(source.number, passage) for source in sources for passage in source.stored()]
+    quotes = [
+        quote
+        for (number, passage), sentences in zip(stored, scored, strict=True)
+        for quote in _quotes(number, passage, sentences)
+    ]
+    return sorted(filter(_states_something, quotes), key=lambda quote: (-quote.score, quote.number, quote.start))
+
+
+def _quotes(number: int, passage: Passage, sentences: Scored) -> list[Quote]:
+    """Every sentence of a passage as a quote; one that refers back is scored together with the sentence before it.
 
     "They are caused by the moon" says little by itself: half of what it is about stands in its predecessor.
     """
     quotes: list[Quote] = []
     before = 0.0
     for (start, end), own in zip(sentences.spans.tolist(), sentences.scores.tolist(), strict=True):
-        text = _MARKER.sub("", " ".join(source.passage.text[start:end].split()))
+        text = _MARKER.sub("", " ".join(passage.text[start:end].split()))
         score = max(own, (own + before) / 2) if _REFERS_BACK.match(text) else own
-        quotes.append(Quote(text, source.number, start, score))
+        quotes.append(Quote(defuse_citations(text), number, passage.start + start, score))
         before = score
     return quotes
 
@@ -115,7 +137,7 @@ def _quotes(source: Source, sentences: Scored) -> list[Quote]:
 def _states_something(quote: Quote) -> bool:
     """Headings, table rows, code and questions are often the nearest text to a question, and answer nothing."""
     text = quote.text
-    return not text.startswith(("#", "|", "```")) and not text.endswith("?") and len(text.split()) >= 4
+    return not text.startswith(("#", "|", "```")) and not text.endswith(("?", "？", "؟")) and count_words(text) >= 4
 
 
 class ExtractiveAnswerer:
@@ -125,16 +147,18 @@ class ExtractiveAnswerer:
 
     def __init__(self, settings: GeneratorSettings, embedder: Embeds) -> None:
         self._config = settings.generator.extractive
-        self._evidence = SentenceEvidence(settings.store, embedder, self._config.cache_bytes)
+        self._evidence = SentenceEvidence(settings.store, embedder, self._config.evidence)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]:
         """One `Delta` per sentence. `max_tokens` counts words; usage does, too: there is no tokenizer here."""
         started = time.perf_counter()
-        candidates = [Candidate(source.passage.text, source.passage.id) for source in request.sources]
+        passages = [passage for source in request.sources for passage in source.stored()]
+        candidates = [Candidate(passage.text, passage.id, passage.title) for passage in passages]
         scored = await self._evidence.score(
             request.question_vector, request.question, candidates, request.collection, request.budget_s
         )
-        quotes = choose_quotes(request.sources, scored, self._config)
+        best_first = candidate_quotes(request.sources, scored)
+        quotes = choose_quotes(best_first, self._config)
         pieces = [f"{quote.text} [{quote.number}]" for quote in quotes] or [NOT_FOUND]
         written, cut = _within_words(pieces, request.options.max_tokens)
         for index, piece in enumerate(written):
@@ -142,7 +166,8 @@ class ExtractiveAnswerer:
         read = sum(len(source.passage.text.split()) for source in request.sources)
         usage = Usage(read, sum(len(piece.split()) for piece in written))
         timing = StageTiming(compute_s=time.perf_counter() - started)
-        yield Generated("length" if cut else "stop", usage, timing, self.name)
+        confidence = min(max(best_first[0].score, 0.0), 1.0) if best_first else 0.0
+        yield Generated("length" if cut else "stop", usage, timing, self.name, confidence)
 
 
 def _within_words(pieces: Sequence[str], max_words: int | None) -> tuple[list[str], bool]:
@@ -188,6 +213,11 @@ class Generator:
     async def describe(self) -> str:
         """Answers when the stage is ready."""
         return type(self._engine).__name__
+
+
+def has_fallback(config: GeneratorConfig) -> bool:
+    """Whether the engine stands by as FALLBACK, a deployment of its own, beside a language model."""
+    return config.vllm is not None and config.fallback
 
 
 def generator_name(config: GeneratorConfig) -> str:

@@ -22,32 +22,37 @@ from deployments.contracts import (
     Vector,
 )
 from deployments.errors import EngineFailed
+from deployments.indexes import IndexesConfig
 from deployments.ingestion.chunking import ChunkingConfig
 from deployments.ingestion.preparation import Prepared, Preparer
 from deployments.models import tokenizer_file
-from deployments.rows import table_rows
-from deployments.section import Section
+from deployments.rows import Vectors, batch_of
 from deployments.store import StoreConfig, check_collection_name
 from deployments.writer import CollectionWriter
 
 
-class IndexerConfig(Section):
-    """How documents are cut, embedded and written."""
+class IndexerConfig(IndexesConfig):
+    """How documents are cut, embedded, written and indexed."""
 
     chunking: ChunkingConfig = Field(default_factory=ChunkingConfig, description="How documents are cut into passages.")
     max_sentence_chars: int = Field(600, ge=50, description="Longer sentences are cut in several.")
+    text_neighbours: int = Field(
+        1,
+        ge=0,
+        le=8,
+        description="Passages before and after a passage whose words text search counts for it as well: what it is "
+        "about often stands next to it. Costs their room in the text index.",
+    )
     texts_per_embed_call: int = Field(128, ge=1, description="Texts that travel to the embedder in one request.")
     embed_calls_in_flight: int = Field(4, ge=1, description="Requests to the embedder at once; they run as bulk.")
-    commits_per_optimize: int = Field(32, ge=1, description="The table is compacted after this many commits.")
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """Documents that could be embedded, with (n, dim) float32 vectors in their order, and those that could not."""
+    """Documents that could be embedded, with their vectors, and those that could not."""
 
     prepared: list[Prepared]
-    passages: Vector
-    sentences: Vector
+    vectors: Vectors
     num_tokens: int
     rejected: list[RejectedDocument]
 
@@ -60,7 +65,7 @@ class Indexer:
 
         self._config = config
         self._embedder = RemoteEmbedder(embedder)
-        self._writer = CollectionWriter(store, config.commits_per_optimize)
+        self._writer = CollectionWriter(store, config)
         self._preparer = Preparer(config.chunking, config.max_sentence_chars, str(tokenizer_file(model)))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._embed_slots = asyncio.Semaphore(config.embed_calls_in_flight)
@@ -69,7 +74,9 @@ class Indexer:
     async def describe(self) -> EmbeddingModel:
         """The model whose vectors are written; answers when the stage and its embedder are ready."""
         if self._model is None:
-            self._model = await self._embedder.describe()
+            model = await self._embedder.describe()
+            await self._writer.catch_up()
+            self._model = model
         return self._model
 
     async def index(self, collection: str, documents: Sequence[Document], budget_s: float) -> IndexReport:
@@ -84,15 +91,15 @@ class Indexer:
         rejected.extend(result for result in results if isinstance(result, RejectedDocument))
         embedded = await self._embed([result for result in results if isinstance(result, Prepared)], budget_s)
         rejected.extend(embedded.rejected)
-        ids = [prepared.document.id for prepared in embedded.prepared]
-        if not ids:
+        if not embedded.prepared:
             return IndexReport((), 0, 0, 0, 0, tuple(rejected))
-        rows = await self._in_thread(table_rows, embedded.prepared, embedded.passages, embedded.sentences, model)
+        neighbours = self._config.text_neighbours
+        batch = await self._in_thread(batch_of, embedded.prepared, embedded.vectors, model, neighbours)
         return IndexReport(
-            indexed=tuple(ids),
-            replaced=await self._writer.write(collection, ids, rows, model),
-            num_chunks=len(embedded.passages),
-            num_sentences=len(embedded.sentences),
+            indexed=batch.document_ids,
+            replaced=await self._writer.write(collection, batch, model),
+            num_chunks=len(embedded.vectors.passages),
+            num_sentences=len(embedded.vectors.sentences),
             num_tokens=embedded.num_tokens,
             rejected=tuple(rejected),
         )
@@ -117,6 +124,14 @@ class Indexer:
         """Remove a collection and all that is in it. Raises NotFound."""
         await self._writer.delete(name)
 
+    async def coverage(self) -> dict[str, dict[str, float]]:
+        """For each collection and each of its indexes, the share of the chunks that the index covers."""
+        return await self._writer.coverage()
+
+    async def close(self) -> None:
+        """Return when every write and all maintenance that was begun has come to its end; no more is planned."""
+        await self._writer.close()
+
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
@@ -127,13 +142,15 @@ class Indexer:
             sentences, sentence_tokens = await self._vectors(
                 [text for p in prepared for text in p.sentences()], budget_s
             )
+            titles, title_tokens = await self._vectors([p.document.title for p in prepared if p.has_title], budget_s)
         except EngineFailed as error:
             if len(prepared) == 1:
-                return Embedded([], _NOTHING, _NOTHING, 0, [RejectedDocument(prepared[0].document.id, error.message)])
+                return Embedded([], _NO_VECTORS, 0, [RejectedDocument(prepared[0].document.id, error.message)])
             middle = len(prepared) // 2
             halves = [await self._embed(half, budget_s) for half in (prepared[:middle], prepared[middle:])]
             return _joined(*halves)
-        return Embedded(prepared, passages, sentences, passage_tokens + sentence_tokens, [])
+        num_tokens = passage_tokens + sentence_tokens + title_tokens
+        return Embedded(prepared, Vectors(passages, sentences, titles), num_tokens, [])
 
     async def _vectors(self, texts: Sequence[str], budget_s: float) -> tuple[Vector, int]:
         """(len(texts), dim) float32 in the order of the texts, and their tokens."""
@@ -157,18 +174,23 @@ class Indexer:
 
 
 _NOTHING: Vector = np.zeros((0, 0), dtype=np.float32)
+_NO_VECTORS = Vectors(_NOTHING, _NOTHING, _NOTHING)
 
 
 def _joined(first: Embedded, second: Embedded) -> Embedded:
-    """Two halves as one; a half that was rejected whole has no vectors to join."""
-    halves = [half for half in (first, second) if half.prepared]
+    """Two halves as one."""
+    a, b = first.vectors, second.vectors
     return Embedded(
         [*first.prepared, *second.prepared],
-        np.concatenate([half.passages for half in halves]) if halves else _NOTHING,
-        np.concatenate([half.sentences for half in halves]) if halves else _NOTHING,
+        Vectors(_stacked(a.passages, b.passages), _stacked(a.sentences, b.sentences), _stacked(a.titles, b.titles)),
         first.num_tokens + second.num_tokens,
         [*first.rejected, *second.rejected],
     )
+
+
+def _stacked(first: Vector, second: Vector) -> Vector:
+    """Two matrices as one; one without rows has no columns either."""
+    return np.concatenate([part for part in (first, second) if len(part)]) if len(first) or len(second) else _NOTHING
 
 
 def _without_duplicates(documents: Sequence[Document]) -> tuple[list[Document], list[RejectedDocument]]:

@@ -1,13 +1,135 @@
-"""How the scores of two stages become one order."""
+"""How the orders of several searches become one, and how the scores of two stages do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
-from deployments.contracts import Passage, Vector
+from deployments.contracts import Passage, SearchKind, Vector
+from deployments.lexical import folded, phrase_pattern
+from deployments.section import Section
+
+# A passage that a search did not return is worth at most as much there as the last one that it did.
+UNSEEN_SHARE = 0.9
+# Cormack, Clarke and Büttcher, "Reciprocal rank fusion outperforms Condorcet" (SIGIR 2009), section 2.
+RANK_CONSTANT = 60
+
+Scores = dict[str, float]
+
+
+class FusionConfig(Section):
+    """How the results of several searches become one order."""
+
+    method: Literal["scores", "ranks"] = Field(
+        "scores",
+        description="scores: each search's scores divided by its best, then added up; ranks: reciprocal rank fusion.",
+    )
+    vector_weight: float = Field(0.5, ge=0, description="Weight of the vector searches.")
+    text_weight: float = Field(0.5, ge=0, description="Weight of the text searches (BM25).")
+    sub_query_weight: float = Field(
+        0.2,
+        ge=0,
+        description="Added for the best passage of a sub-query, against 1 for the question's; a quarter of it for the "
+        "second, a ninth for the third, and so on.",
+    )
+    phrase_weight: float = Field(
+        0.1, ge=0, description="Added for passages that hold every quoted phrase of the question word for word."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """What one search found: `query` is 0 for the question and counts the sub-queries from 1.
+
+    `complete` says that there was no more to find: a passage that is not there has nothing in common with the query.
+    """
+
+    query: int
+    kind: SearchKind
+    passages: Sequence[Passage]
+    complete: bool = False
+
+
+def fuse(found: Sequence[Hits], config: FusionConfig, phrases: Sequence[str] = ()) -> list[Passage]:
+    """All passages found, ordered by their fused score; ties by id. The hits of a single search stay as they are.
+
+    Of each query the vector and the text search are joined first, so that a query's passages are comparable. On
+    SciFact's train queries adding scores ranks better than adding ranks, and what a search that was cut off did not
+    return is better estimated by its last score than by nothing. Of what a sub-query finds only the very best counts:
+    it asks for one thing, a person or a film, and the rest of its passages tell little about the question.
+    """
+    found = [hits for hits in found if hits.passages]
+    if len(found) <= 1 and not phrases:
+        return list(found[0].passages) if found else []
+    passages = {passage.id: passage for hits in reversed(found) for passage in hits.passages}
+    by_query: dict[int, list[Hits]] = {}
+    for hits in found:
+        by_query.setdefault(hits.query, []).append(hits)
+    joined = {query: _join(parts, config) for query, parts in by_query.items()}
+    fused = _add_sub_queries(joined, config)
+    patterns = [phrase_pattern(phrase) for phrase in phrases]
+    for name, passage in passages.items():
+        fused[name] += config.phrase_weight * _holds_all(passage, patterns)
+    return _ordered([replace(passage, score=fused[name]) for name, passage in passages.items()])
+
+
+def _join(parts: Sequence[Hits], config: FusionConfig) -> Scores:
+    """One query's passages with the weighted mean of their scores in its searches."""
+    by_kind = {"vector": config.vector_weight, "text": config.text_weight}
+    weights = [by_kind[hits.kind] for hits in parts]
+    # Where only searches without weight found something, their order is all there is.
+    total_weight = sum(weights) or sum(weights := [1.0] * len(parts))
+    names = {passage.id for hits in parts for passage in hits.passages}
+    joined = dict.fromkeys(names, 0.0)
+    for hits, weight in zip(parts, weights, strict=True):
+        scores, unseen = _scaled(hits.passages) if config.method == "scores" else _reciprocal_ranks(hits.passages)
+        unseen = min(unseen, 0.0) if hits.complete else unseen
+        for name in names:
+            joined[name] += weight / total_weight * scores.get(name, unseen)
+    return joined
+
+
+def _scaled(passages: Sequence[Passage]) -> tuple[Scores, float]:
+    """Scores divided by the best, and what a passage that was not returned is worth."""
+    best = max(abs(passage.score) for passage in passages) or 1.0
+    scores = {passage.id: passage.score / best for passage in passages}
+    return scores, _unseen(scores)
+
+
+def _unseen(scores: Scores) -> float:
+    """What a passage without a score is worth beside these."""
+    last = min(scores.values(), default=0.0)
+    return min(last, UNSEEN_SHARE * last)
+
+
+def _reciprocal_ranks(passages: Sequence[Passage]) -> tuple[Scores, float]:
+    """(k + 1) / (k + rank), so that the first passage has 1; what was not returned has nothing."""
+    return {p.id: (RANK_CONSTANT + 1) / (RANK_CONSTANT + rank) for rank, p in enumerate(passages, start=1)}, 0.0
+
+
+def _add_sub_queries(joined: Mapping[int, Scores], config: FusionConfig) -> Scores:
+    """The question's scores, and for each passage the bonus of the sub-query that ranks it best."""
+    question = joined.get(0, {})
+    unseen = _unseen(question)
+    bonus: Scores = {}
+    for query, scores in joined.items():
+        if query != 0:
+            for rank, name in enumerate(sorted(scores, key=lambda name: (-scores[name], name)), start=1):
+                bonus[name] = max(bonus.get(name, 0.0), rank**-2)
+    return {
+        name: question.get(name, unseen) + config.sub_query_weight * bonus.get(name, 0.0)
+        for name in question.keys() | bonus.keys()
+    }
+
+
+def _holds_all(passage: Passage, phrases: Sequence[re.Pattern[str]]) -> bool:
+    text = folded(f"{passage.title}\n{passage.text}") if phrases else ""
+    return bool(phrases) and all(phrase.search(text) for phrase in phrases)
 
 
 def blend(passages: Sequence[Passage], rerank_scores: Vector, weight: float) -> list[Passage]:
@@ -21,5 +143,8 @@ def blend(passages: Sequence[Passage], rerank_scores: Vector, weight: float) -> 
     retrieval = np.array([passage.score for passage in passages], dtype=np.float32)
     best = float(np.max(np.abs(retrieval))) or 1.0
     blended = retrieval / best + weight * rerank_scores
-    scored = [replace(passage, score=float(score)) for passage, score in zip(passages, blended, strict=True)]
-    return sorted(scored, key=lambda passage: (-passage.score, passage.id))
+    return _ordered([replace(p, score=float(score)) for p, score in zip(passages, blended, strict=True)])
+
+
+def _ordered(passages: Sequence[Passage]) -> list[Passage]:
+    return sorted(passages, key=lambda passage: (-passage.score, passage.id))

@@ -21,10 +21,10 @@ from deployments.contracts import (
     GenerateRequest,
     GenerationEvent,
     IndexReport,
-    Passage,
     Priority,
     RerankRequest,
     SearchRequest,
+    SearchResult,
     StoredDocument,
     Timed,
     Vector,
@@ -144,10 +144,15 @@ class RemoteRetriever:
     """The Retriever by handle."""
 
     def __init__(self, handle: Handle, config: HopConfig) -> None:
-        self._hop: Hop[SearchRequest, list[Passage]] = Hop("search", _caller(handle, "search", "search"), config)
+        self._searches: Hop[SearchRequest, SearchResult] = Hop("search", _caller(handle, "search", "search"), config)
+        self._versions: Hop[str, int] = Hop("search", _caller(handle, "version", "search"), config)
 
-    async def search(self, request: SearchRequest, budget_s: float) -> Timed[list[Passage]]:
-        return await self._hop(request, budget_s, _VECTOR_BYTES + request.k * _PASSAGE_BYTES)
+    async def search(self, request: SearchRequest, budget_s: float) -> Timed[SearchResult]:
+        asked_bytes = _bytes_of([request.text]) + (0 if request.vector is None else _VECTOR_BYTES)
+        return await self._searches(request, budget_s, asked_bytes + request.k * _PASSAGE_BYTES)
+
+    async def version(self, collection: str, budget_s: float) -> Timed[int]:
+        return await self._versions(collection, budget_s)
 
 
 class RemoteReranker:
@@ -214,6 +219,10 @@ class RemoteIndexer:
 
     async def delete_collection(self, name: str) -> None:
         await self._ask(_WRITE_S, "delete_collection", name)
+
+    async def coverage(self) -> dict[str, dict[str, float]]:
+        """For each collection and each of its indexes, the share of the chunks that the index covers."""
+        return cast(dict[str, dict[str, float]], await self._ask(_READ_S, "coverage"))
 
     async def _ask(self, within_s: float, method: str, *arguments: Any) -> Any:
         try:

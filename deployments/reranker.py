@@ -15,7 +15,7 @@ from deployments.batch_cutting import BatchingConfig
 from deployments.batching import BatchEngine, MicroBatcher, raise_or_return
 from deployments.contracts import Call, Outcome, RerankRequest, StageTiming, Timed, Vector
 from deployments.errors import StageError
-from deployments.evidence import SentenceEvidence
+from deployments.evidence import EvidenceConfig, SentenceEvidence
 from deployments.hop import serve_each
 from deployments.models import Dtype, model_location, model_name
 from deployments.padding import pad, padded_length
@@ -45,8 +45,8 @@ class RerankerConfig(Section):
         None, ge=8, description="Longer pairs are cut at the passage's end; null: the model's own limit."
     )
     batching: BatchingConfig = Field(default_factory=BatchingConfig, description="How batches are cut.")
-    evidence_cache_bytes: int = Field(
-        256 * 2**20, ge=0, description="Sentence vectors kept in memory by each replica, in bytes."
+    evidence: EvidenceConfig = Field(
+        default_factory=EvidenceConfig, description="Method sentence_evidence: how sentences are compared."
     )
 
 
@@ -108,7 +108,7 @@ class Reranker:
             engine: ScoringEngine = load_engine(config.engine, config)
             self._batcher = MicroBatcher(engine, config.batching, "reranker")
         else:
-            self._evidence = SentenceEvidence(store, RemoteEmbedder(embedder), config.evidence_cache_bytes)
+            self._evidence = SentenceEvidence(store, RemoteEmbedder(embedder), config.evidence)
 
     async def rerank(self, calls: Sequence[Call[RerankRequest]]) -> list[Outcome[Vector]]:
         """One outcome per call, in order: (len(candidates),) float32, higher is better."""

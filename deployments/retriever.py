@@ -1,4 +1,4 @@
-"""The search stage: passages near a vector, from LanceDB, many callers' vectors in one scan."""
+"""The search stage: passages near a vector, or with the words of a text, from LanceDB; what can share a scan does."""
 
 from __future__ import annotations
 
@@ -7,17 +7,30 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import Field
 
 from deployments.autoscaling import ItemCount
-from deployments.contracts import Call, Outcome, Passage, SearchRequest, StageTiming, Timed
-from deployments.errors import DeadlineExceeded, EngineFailed, InvalidInput, StageError
+from deployments.contracts import Call, Outcome, Passage, SearchRequest, SearchResult, StageTiming, Timed
+from deployments.errors import DeadlineExceeded, EngineFailed, IndexMismatch, InvalidInput, StageError
+from deployments.filters import no_such_field, unknown_field, where_clause
 from deployments.section import Section, load_engine
-from deployments.store import PASSAGE_COLUMNS, StoreConfig, Tables, check_indexed_with, where_clause
+from deployments.store import (
+    PASSAGE_COLUMNS,
+    TEXT_COLUMN,
+    StoreConfig,
+    Tables,
+    check_indexed_with,
+    collection_version,
+    known_fields,
+)
+
+Request = TypeVar("Request")
+Value = TypeVar("Value")
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +41,12 @@ class RetrieverConfig(Section):
     engine: str = Field(
         "deployments.retriever:LanceSearch", description="Import path module:Class of the search engine."
     )
-    nprobes: int = Field(20, ge=1, description="Partitions that an approximate vector index visits.")
+    nprobes: int = Field(
+        50,
+        ge=1,
+        description="Partitions that an approximate vector index visits. Where they hold fewer than k passages that "
+        "meet the filter, all passages are compared.",
+    )
     refine_factor: int | None = Field(
         None, ge=1, description="An approximate search rescores k × this many rows exactly; null: no rescoring."
     )
@@ -42,79 +60,180 @@ class RetrieverSettings(Section):
 
 
 class LanceSearch:
-    """Vector search over LanceDB tables. Searches of one collection that arrive together share one scan."""
+    """Vector and text search over LanceDB tables.
+
+    Vector searches of one collection that arrive together share one scan. A text search is a query of its own, which
+    runs beside the others; the same text asked for several times is searched once.
+    """
 
     def __init__(self, settings: RetrieverSettings) -> None:
         self._config = settings.retriever
         self._tables = Tables(settings.store)
+        from lancedb.query import MatchQuery
 
-    async def search(self, requests: Sequence[SearchRequest]) -> list[list[Passage] | StageError]:
-        """For each request, in order, at most k passages by descending cosine similarity (ties by id), or its error."""
+        self._match_query = MatchQuery
+
+    async def search(self, requests: Sequence[SearchRequest]) -> list[SearchResult | StageError]:
+        """For each request, in order, at most k passages by descending score (ties by id), or its error.
+
+        The score is the cosine, or BM25 over title and text.
+        """
         groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-        results: list[list[Passage] | StageError] = [[] for _ in requests]
         for index, request in enumerate(requests):
-            filter_key = json.dumps(dict(request.filter or {}), sort_keys=True, default=repr)
-            groups[request.collection, request.k, request.mode, len(request.vector), filter_key].append(index)
+            groups[_what_is_shared(request)].append(index)
         answers = await asyncio.gather(*(self._search_group([requests[i] for i in g]) for g in groups.values()))
+        results: dict[int, SearchResult | StageError] = {}
         for members, answer in zip(groups.values(), answers, strict=True):
-            for index, result in zip(members, answer, strict=True):
-                results[index] = result
-        return results
+            results.update(zip(members, answer, strict=True))
+        return [results[index] for index in range(len(requests))]
 
-    async def _search_group(self, requests: Sequence[SearchRequest]) -> Sequence[list[Passage] | StageError]:
+    async def versions(self, collections: Sequence[str]) -> list[int | StageError]:
+        """For each collection, in order, the version that a search would read now, or its error."""
+        names = list(dict.fromkeys(collections))
+        read = await asyncio.gather(*(self._version_or_error(name) for name in names))
+        versions = dict(zip(names, read, strict=True))
+        return [versions[name] for name in collections]
+
+    async def _version_or_error(self, collection: str) -> int | StageError:
+        async def version(table: Any) -> int:
+            return collection_version(await table.schema(), await table.version())
+
+        try:
+            return await self._tables.use(collection, version)
+        except StageError as error:
+            return error
+        except Exception:
+            logger.exception("reading the version of %r failed", collection)
+            return _failed(collection)
+
+    async def _search_group(self, requests: Sequence[SearchRequest]) -> Sequence[SearchResult | StageError]:
         first = requests[0]
         try:
-            if first.mode != "vector":
-                raise InvalidInput(f"search mode {first.mode!r} is not available; use 'vector'")
-            return await self._scan(first.collection, requests)
+            _check_complete(first)
+            if first.kind == "text":
+                return [await self._tables.use(first.collection, partial(self._match, first))] * len(requests)
+            return await self._tables.use(first.collection, partial(self._scan, requests))
         except StageError as error:
             return [error] * len(requests)
         except Exception:
             logger.exception("searching %r failed", first.collection)
-            return [EngineFailed(f"searching collection {first.collection!r} failed; the log has the details")] * len(
-                requests
-            )
+            return [_failed(first.collection)] * len(requests)
 
-    async def _scan(self, collection: str, requests: Sequence[SearchRequest]) -> list[list[Passage] | StageError]:
-        where = where_clause(requests[0].filter)
+    async def _match(self, request: SearchRequest, table: Any) -> SearchResult:
+        version, where = await _begin(table, request)
+        # A MatchQuery has no syntax: whatever the text holds is words. Half a surrogate pair would not even travel.
+        text = request.text.encode("utf-8", "replace").decode()
+        query = table.query().nearest_to_text(self._match_query(text, TEXT_COLUMN)).limit(request.k)
+        if where is not None:
+            query = query.where(where)
+        rows = await _read(query.select([*PASSAGE_COLUMNS, "_score"]))
+        return _result([_passage(row, row["_score"]) for row in rows], version)
 
-        async def scan(table: Any) -> list[dict[str, Any]]:
-            check_indexed_with(collection, await table.schema(), "", len(requests[0].vector))
-            return await self._rows(table, requests, where)
-
+    async def _scan(self, requests: Sequence[SearchRequest], table: Any) -> list[SearchResult]:
+        version, where = await _begin(table, requests[0])
         found: list[list[Passage]] = [[] for _ in requests]
-        for row in await self._tables.use(collection, scan):
-            found[row.get("query_index", 0)].append(_passage(row))
-        return [sorted(passages, key=lambda p: (-p.score, p.id)) for passages in found]
+        for row in await self._nearest(table, requests, where):
+            # LanceDB's dot distance is 1 − dot product.
+            found[row.get("query_index", 0)].append(_passage(row, 1.0 - row["_distance"]))
+        return [_result(passages, version) for passages in found]
 
-    async def _rows(self, table: Any, requests: Sequence[SearchRequest], where: str | None) -> list[dict[str, Any]]:
+    async def _nearest(self, table: Any, requests: Sequence[SearchRequest], where: str | None) -> list[dict[str, Any]]:
+        query = self._vector_query(table, requests)
+        if where is not None:
+            query = query.where(where)
+        rows = await _read(query)
+        if len(rows) < len(requests) * requests[0].k and await _has_vector_index(table):
+            # What is wanted may lie in other partitions; more of them in a query means that all are always visited.
+            rows = await _read(query.bypass_vector_index())
+        return rows
+
+    def _vector_query(self, table: Any, requests: Sequence[SearchRequest]) -> Any:
         vectors = [np.asarray(request.vector, dtype=np.float32) for request in requests]
         query = table.query().nearest_to(vectors if len(vectors) > 1 else vectors[0])
         # Stored and query vectors are unit vectors, so the dot product is the cosine; it is the cheaper one.
         query = query.distance_type("dot").limit(requests[0].k).nprobes(self._config.nprobes)
         if self._config.refine_factor is not None:
             query = query.refine_factor(self._config.refine_factor)
-        if where is not None:
-            query = query.where(where)
         columns = [*PASSAGE_COLUMNS, "_distance"]
-        result = await query.select([*columns, "query_index"] if len(vectors) > 1 else columns).to_arrow()
-        rows: list[dict[str, Any]] = result.to_pylist()
-        return rows
+        return query.select([*columns, "query_index"] if len(vectors) > 1 else columns)
 
 
-def _passage(row: dict[str, Any]) -> Passage:
+async def _read(query: Any) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = (await query.to_arrow()).to_pylist()
+    return rows
+
+
+async def _has_vector_index(table: Any) -> bool:
+    return any("vector" in index.columns for index in await table.list_indices())
+
+
+def _what_is_shared(request: SearchRequest) -> tuple[Any, ...]:
+    """Requests for which this is the same are answered by one query."""
+    if request.kind == "text":
+        asked: Any = request.text
+    else:
+        asked = None if request.vector is None else len(request.vector)
+    filter_key = json.dumps(dict(request.filter or {}), sort_keys=True, default=repr)
+    return request.collection, request.k, request.kind, asked, filter_key
+
+
+def _check_complete(request: SearchRequest) -> None:
+    if request.kind == "text" and not request.text:
+        raise InvalidInput("a text search needs a text")
+    if request.kind == "vector" and request.vector is None:
+        raise InvalidInput("a vector search needs a vector")
+
+
+async def _begin(table: Any, request: SearchRequest) -> tuple[int, str | None]:
+    """The version that is about to be read, and the filter as SQL. Raises what is wrong with the request."""
+    where = where_clause(request.filter)
+    schema = await table.schema()
+    # Read before the query: passages that are newer than the version they are filed under are merely found again.
+    version = collection_version(schema, await table.version())
+    _check_searchable(request, schema)
+    await _check_fields(request, table, schema)
+    return version, where
+
+
+def _check_searchable(request: SearchRequest, schema: Any) -> None:
+    if request.kind == "vector" and request.vector is not None:
+        check_indexed_with(request.collection, schema, "", len(request.vector))
+    if request.kind == "text" and TEXT_COLUMN not in schema.names:
+        raise IndexMismatch(
+            f"collection {request.collection!r} was made before there was text search; it can be searched by text "
+            "when the indexer has started again, or when any document is ingested into it"
+        )
+
+
+async def _check_fields(request: SearchRequest, table: Any, schema: Any) -> None:
+    known = known_fields(schema)
+    unknown = None if known is None else unknown_field(request.filter, known)
+    # An empty collection has no fields yet: its first documents may be on their way.
+    if known is not None and unknown is not None and await table.count_rows():
+        raise no_such_field(unknown, known, request.collection)
+
+
+def _failed(collection: str) -> EngineFailed:
+    return EngineFailed(f"searching collection {collection!r} failed; the log has the details")
+
+
+def _result(passages: list[Passage], version: int) -> SearchResult:
+    return SearchResult(tuple(sorted(passages, key=lambda passage: (-passage.score, passage.id))), version)
+
+
+def _passage(row: dict[str, Any], score: float) -> Passage:
     return Passage(
         id=row["id"],
         document_id=row["document_id"],
         text=row["text"],
-        # LanceDB's dot distance is 1 − dot product.
-        score=1.0 - row["_distance"],
+        score=score,
         title=row["title"],
         source=row["source"],
         metadata=json.loads(row["metadata"] or "{}"),
         start=row["start"],
         end=row["end"],
         num_tokens=row["num_tokens"],
+        position=row["position"],
     )
 
 
@@ -125,25 +244,14 @@ class Retriever:
         self._engine = load_engine(config.engine, RetrieverSettings(retriever=config, store=store))
         self._items = ItemCount()
 
-    async def search(self, calls: Sequence[Call[SearchRequest]]) -> list[Outcome[list[Passage]]]:
+    async def search(self, calls: Sequence[Call[SearchRequest]]) -> list[Outcome[SearchResult]]:
         """One outcome per call, in order."""
-        alive = [index for index, call in enumerate(calls) if call.budget_s > 0]
-        late: Outcome[list[Passage]] = Outcome(error=DeadlineExceeded("no time was left for the search"))
-        outcomes = [late] * len(calls)
-        if not alive:
-            return outcomes
-        started = time.perf_counter()
-        try:
-            async with asyncio.timeout(max(calls[index].budget_s for index in alive)):
-                with self._items.of(alive):
-                    results = await self._engine.search([calls[index].request for index in alive])
-        except TimeoutError:
-            return outcomes
-        timing = StageTiming(compute_s=time.perf_counter() - started, batch_size=len(alive))
-        for index, result in zip(alive, results, strict=True):
-            failed = isinstance(result, StageError)
-            outcomes[index] = Outcome(error=result) if failed else Outcome(result=Timed(result, timing))
-        return outcomes
+        with self._items.of(calls):
+            return await _answer(calls, self._engine.search)
+
+    async def version(self, calls: Sequence[Call[str]]) -> list[Outcome[int]]:
+        """The version of each named collection, one outcome per call, in order."""
+        return await _answer(calls, self._engine.versions)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """The items in hand, for the policy `deployments.autoscaling:scale_by_items`."""
@@ -152,3 +260,27 @@ class Retriever:
     async def describe(self) -> str:
         """Answers when the stage is ready."""
         return type(self._engine).__name__
+
+
+async def _answer(
+    calls: Sequence[Call[Request]], work: Callable[[list[Request]], Awaitable[Sequence[Value | StageError]]]
+) -> list[Outcome[Value]]:
+    """Do the calls that have time left together; the longest of their budgets bounds them all."""
+    alive = [index for index, call in enumerate(calls) if call.budget_s > 0]
+    late: Outcome[Value] = Outcome(error=DeadlineExceeded("no time was left for the search"))
+    outcomes = [late] * len(calls)
+    if not alive:
+        return outcomes
+    started = time.perf_counter()
+    try:
+        async with asyncio.timeout(max(calls[index].budget_s for index in alive)):
+            results = await work([calls[index].request for index in alive])
+    except TimeoutError:
+        return outcomes
+    timing = StageTiming(compute_s=time.perf_counter() - started, batch_size=len(alive))
+    for index, result in zip(alive, results, strict=True):
+        if isinstance(result, StageError):
+            outcomes[index] = Outcome(error=result)
+        else:
+            outcomes[index] = Outcome(result=Timed(result, timing))
+    return outcomes

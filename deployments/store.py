@@ -1,11 +1,12 @@
-"""The store: where LanceDB keeps a collection, what its table looks like, and how a filter becomes its SQL."""
+"""The store: where LanceDB keeps a collection, what its table looks like, and what the table's schema remembers."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,12 +19,15 @@ from deployments.section import Section
 Value = TypeVar("Value")
 
 COLLECTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-PASSAGE_COLUMNS = ("id", "document_id", "text", "title", "source", "metadata", "start", "end", "num_tokens")
+PASSAGE_COLUMNS = ("id", "document_id", "text", "title", "source", "metadata", "start", "end", "num_tokens", "position")
+# Title and text as one column, so that BM25 counts their words together and gives one score.
+TEXT_COLUMN = "search_text"
+TITLE_VECTOR_COLUMN = "title_vector"
 
-_FILTERABLE_COLUMNS = frozenset({"id", "document_id", "source", "title"})
-_METADATA_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_COMPARISONS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<=", "ne": "!="}
+_FIELDS_KEY = b"raglane.fields"
+# The record is part of every version of the table, so it must stay small.
+_MAX_RECORDED_FIELDS = 1000
 
 
 class StoreConfig(Section):
@@ -37,8 +41,9 @@ class StoreConfig(Section):
     read_consistency_s: float = Field(
         0.0,
         ge=0,
-        description="Readers see a commit at most this many seconds later. 0 checks at every read: free on a local "
-        "disk, one listing per search on an object store.",
+        description="Readers see a commit at most this many seconds later: what was added is found from then on, what "
+        "was deleted or replaced is not. 0 checks at every read: free on a local disk, a few listings per search on an "
+        "object store.",
     )
 
     def location(self) -> str:
@@ -59,6 +64,8 @@ class Tables:
     """Open tables by collection, kept open because opening one costs more than a search."""
 
     def __init__(self, config: StoreConfig) -> None:
+        # Adding rows to a vector index warns of every partition that gets none. This is read when lancedb is imported.
+        os.environ.setdefault("LANCEDB_LOG", "warn,lance::index::vector::builder=error")
         # Imported while the replica starts: the first request should not wait for it.
         import lancedb
 
@@ -127,14 +134,20 @@ class Tables:
                 return names
 
 
-def table_schema(dim: int, embedding_model: str) -> Any:
-    """The Arrow schema of a collection's table: one row per chunk.
+def table_schema(dim: int, embedding_model: str, created_ms: int | None = None) -> Any:
+    """The Arrow schema of a collection's table: one row per chunk. A table is made with `created_ms`, rows go without.
 
     `vector` is float32 and L2-normalised. `sentence_spans` holds start and end of each sentence as character offsets
-    in `text`, flattened; `sentence_vectors` their int8 vectors, row after row (`deployments.evidence`).
+    in `text`, flattened; `sentence_vectors` their int8 vectors, row after row; `title_vector` that of the title, empty
+    without one (`deployments.evidence`). `search_text` is what text search reads.
     """
     import pyarrow as pa
 
+    remembered = {"raglane.embedding_model": embedding_model, "raglane.dim": str(dim)}
+    fields = None
+    if created_ms is not None:
+        remembered["raglane.created_ms"] = str(created_ms)
+        fields = {_FIELDS_KEY: b"[]"}
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
@@ -143,7 +156,7 @@ def table_schema(dim: int, embedding_model: str) -> Any:
             pa.field("text", pa.string()),
             pa.field("title", pa.string()),
             pa.field("source", pa.string()),
-            pa.field("metadata", pa.json_()),
+            pa.field("metadata", pa.json_(), metadata=fields),
             pa.field("start", pa.int64()),
             pa.field("end", pa.int64()),
             pa.field("num_tokens", pa.int32()),
@@ -151,9 +164,50 @@ def table_schema(dim: int, embedding_model: str) -> Any:
             pa.field("vector", pa.list_(pa.float32(), dim)),
             pa.field("sentence_spans", pa.list_(pa.int32())),
             pa.field("sentence_vectors", pa.binary()),
+            pa.field(TITLE_VECTOR_COLUMN, pa.binary()),
+            pa.field(TEXT_COLUMN, pa.string()),
         ],
-        metadata={"raglane.embedding_model": embedding_model, "raglane.dim": str(dim)},
+        metadata=remembered,
     )
+
+
+async def add_missing_columns(table: Any) -> None:
+    """Give a table that was made before text search, or before titles had vectors, the columns for them."""
+    import pyarrow as pa
+
+    present = (await table.schema()).names
+    if TEXT_COLUMN not in present:
+        await table.add_columns({TEXT_COLUMN: "title || chr(10) || text"})
+    if TITLE_VECTOR_COLUMN not in present:
+        await table.add_columns(pa.field(TITLE_VECTOR_COLUMN, pa.binary()))
+
+
+def known_fields(schema: Any) -> frozenset[str] | None:
+    """The metadata keys that the collection's documents have, or had; None where there is no record of them."""
+    fields = json.loads((schema.field("metadata").metadata or {}).get(_FIELDS_KEY, b"null"))
+    return None if fields is None else frozenset(fields)
+
+
+async def record_fields(table: Any, fields: frozenset[str]) -> None:
+    """Add metadata keys to the record, in a commit of their own, which is made only for a key that is new.
+
+    Beyond a thousand keys the record is given up: it no longer tells a typing error from a field.
+    """
+    known = known_fields(await table.schema())
+    if known is None or fields <= known:
+        return
+    together = sorted(known | fields)
+    record = json.dumps(together if len(together) <= _MAX_RECORDED_FIELDS else None)
+    await table.update_field_metadata({"path": "metadata", "metadata": {_FIELDS_KEY.decode(): record}})
+
+
+def collection_version(schema: Any, table_version: int) -> int:
+    """The version of a collection: it grows with every commit, and with the making of a new table of the same name.
+
+    A table counts its commits from 1, whatever stood there before it; the moment it was made goes before that count.
+    """
+    created_ms = int((schema.metadata or {}).get(b"raglane.created_ms", b"0"))
+    return int(created_ms * 2**20 + table_version)
 
 
 def indexed_with(schema: Any) -> tuple[str, int]:
@@ -186,53 +240,3 @@ def sql_literal(value: Any) -> str:
 def where_ids(column: str, ids: list[str]) -> str:
     """A condition that holds for rows whose `column` is one of `ids`."""
     return f"{column} IN ({', '.join(sql_literal(value) for value in ids)})"
-
-
-def where_clause(filter_: Mapping[str, Any] | None) -> str | None:
-    """The filter of a SearchRequest as SQL; None when it filters nothing. Every condition must hold.
-
-    Raises InvalidInput that names the field it can't use.
-    """
-    conditions = [condition for field, wanted in (filter_ or {}).items() for condition in _conditions(field, wanted)]
-    return " AND ".join(conditions) or None
-
-
-def _conditions(field: str, wanted: Any) -> list[str]:
-    if isinstance(wanted, Mapping):
-        unknown = set(wanted) - set(_COMPARISONS)
-        if unknown or not wanted:
-            raise InvalidInput(
-                f"filter field {field!r}: unknown comparison {sorted(map(str, unknown))}; use {', '.join(_COMPARISONS)}"
-            )
-        return [_condition(field, _COMPARISONS[name], value) for name, value in wanted.items()]
-    if isinstance(wanted, list | tuple):
-        if not wanted:
-            raise InvalidInput(f"filter field {field!r}: the list of values is empty")
-        return ["(" + " OR ".join(_condition(field, "=", value) for value in wanted) + ")"]
-    return [_condition(field, "=", wanted)]
-
-
-def _condition(field: str, comparison: str, value: Any) -> str:
-    """One comparison as SQL. A field that is missing, or holds another kind of value, satisfies no comparison."""
-    try:
-        literal = sql_literal(value)
-    except InvalidInput as error:
-        raise InvalidInput(f"filter field {field!r}: {error.message}") from None
-    if field in _FILTERABLE_COLUMNS:
-        if not isinstance(value, str):
-            raise InvalidInput(f"filter field {field!r} holds text; compare it with a string")
-        return f"{field} {comparison} {literal}"
-    key = field.removeprefix("metadata.")
-    if not _METADATA_KEY.fullmatch(key):
-        raise InvalidInput(f"filter field {field!r} is not a field name; use letters, digits, '_', '-' and '.'")
-    # The typed json_get_ functions fail the whole query at the first row whose value is of another kind; the value's
-    # JSON text never does.
-    path = f'$."{key}"'
-    as_json = f"json_extract(metadata, {sql_literal(path)})"
-    if isinstance(value, bool):
-        return f"({as_json} IN ('true', 'false') AND {as_json} {comparison} '{literal}')"
-    if isinstance(value, int | float):
-        return f"TRY_CAST({as_json} AS DOUBLE) {comparison} {literal}"
-    if comparison == "=":
-        return f"{as_json} = {sql_literal(json.dumps(value, ensure_ascii=False))}"
-    return f"({as_json} LIKE '\"%' AND json_get_string(metadata, {sql_literal(key)}) {comparison} {literal})"

@@ -128,7 +128,9 @@ def to_llm_fields(config: VllmConfig) -> dict[str, Any]:
 
 
 def _engine_defaults(config: VllmConfig) -> dict[str, Any]:
-    defaults: dict[str, Any] = {"enable_per_request_metrics": True}
+    # vLLM's own choice, xgrammar, lets a model write white space without end, and control characters inside strings.
+    constrained = {"backend": "guidance", "disable_any_whitespace": True}
+    defaults: dict[str, Any] = {"enable_per_request_metrics": True, "structured_outputs_config": constrained}
     if config.accelerator == "cpu":
         defaults["enforce_eager"] = True  # compiling would need a C++ compiler on every node
     return defaults

@@ -17,6 +17,8 @@ _DONE = "[DONE]"
 # vLLM names the offending parameter; the words are for versions that do not.
 _LENGTH_PARAMETERS = frozenset({"input_tokens", "input_text"})
 _LENGTH_WORDS = re.compile(r"maximum context length|longer than the maximum model length", re.IGNORECASE)
+# Each of vLLM's grammar backends words its refusal of a schema in its own way, and none names a parameter.
+_SCHEMA_WORDS = re.compile(r"json schema|grammar", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ def to_chat_fields(request: GenerateRequest, model_id: str) -> dict[str, Any]:
         "top_p": options.top_p,
         "stop": list(options.stop) or None,
         "seed": options.seed,
+        "response_format": _response_format(options.json_schema),
     }
     return {
         "model": model_id,
@@ -48,6 +51,12 @@ def to_chat_fields(request: GenerateRequest, model_id: str) -> dict[str, Any]:
         "stream_options": {"include_usage": True},
         **{name: value for name, value in optional.items() if value is not None},
     }
+
+
+def _response_format(json_schema: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if json_schema is None:
+        return None
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(json_schema)}}
 
 
 def parse_events(text: str) -> list[Chunk]:
@@ -81,6 +90,8 @@ def to_stage_error(error: Mapping[str, Any]) -> StageError:
         return InputTooLong(message)
     if code in (429, 503):
         return Overloaded(message)
+    if 400 <= code < 500 and _SCHEMA_WORDS.search(message):
+        return InvalidInput(f"the generator can't write by json_schema; correct or simplify it: {message}")
     if 400 <= code < 500 or code == 501:
         return InvalidInput(f"the generator refused the request: {message}")
     return EngineFailed(f"the generator failed on this request: {message}")

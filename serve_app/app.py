@@ -5,19 +5,23 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from deployments.contracts import EmbeddingModel
+from deployments.context import ContextBuilder
+from deployments.contracts import EmbeddingModel, Generates
 from deployments.embedder import Embedder
+from deployments.embedding_cache import CachedEmbedder
 from deployments.errors import StageUnavailable
-from deployments.generator import Generator, generator_name
+from deployments.generator import FALLBACK, Generator, generator_name, has_fallback
 from deployments.indexer import Indexer
+from deployments.llm_rewriting import LlmRewriter
 from deployments.models import model_location
+from deployments.prompts import Messages, rewrite_messages
 from deployments.remote import (
     RemoteEmbedder,
     RemoteGenerator,
@@ -33,7 +37,8 @@ from deployments.vllm_generator import build_token_counter, build_vllm_generator
 from serve_app.api.app import create_api
 from serve_app.api.services import Services
 from serve_app.config import AppConfig
-from serve_app.pipeline import Lane, Stages
+from serve_app.pipeline import Lane
+from serve_app.retrieval import Stages
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +56,17 @@ class Ingress:
         embedder = RemoteEmbedder(handles["Embedder"], config.hops.embed)
         embedding_model = await _model_of(embedder)
         reranker = RemoteReranker(handles["Reranker"], config.hops.rerank)
+        generator = RemoteGenerator(handles["Generator"])
         stages = Stages(
-            embedder=embedder,
+            embedder=CachedEmbedder(embedder, embedding_model.name, config.lane.embedding_cache),
             retriever=RemoteRetriever(handles["Retriever"], config.hops.search),
             reranker=reranker,
-            generator=RemoteGenerator(handles["Generator"]),
+            generator=generator,
+            fallback=RemoteGenerator(handles[FALLBACK]) if FALLBACK in handles else None,
+            rewriter=_rewriter(config, generator),
         )
         services = Services(
-            lane=Lane(config.lane, config.context, stages, _token_counter(config)),
+            lane=Lane(config.lane, _context_builder(config), stages, prompt_limit(config)),
             indexer=RemoteIndexer(handles["Indexer"]),
             embedder=embedder,
             reranker=reranker,
@@ -83,11 +91,35 @@ async def _model_of(embedder: RemoteEmbedder) -> EmbeddingModel:
             await asyncio.sleep(1)
 
 
-def _token_counter(config: AppConfig) -> Callable[[str], int]:
+def _rewriter(config: AppConfig, generator: Generates) -> LlmRewriter | None:
+    rewriting = config.lane.llm_rewriting
+    if not rewriting.enabled:
+        return None
+
+    def messages(question: str, history: Sequence[str]) -> Messages:
+        return rewrite_messages(question, history, rewriting.max_queries, config.context.prompts)
+
+    return LlmRewriter(generator, rewriting, messages)
+
+
+def _context_builder(config: AppConfig) -> ContextBuilder:
     """Counts with the generator's own tokenizer; the extractive answerer has none and borrows the embedder's."""
-    if config.generator.vllm is not None:
-        return build_token_counter(config.generator.vllm).count
-    return TokenCounter(model_location(config.embedder.model)).count
+    if config.generator.vllm is None:
+        return ContextBuilder(config.context, TokenCounter(model_location(config.embedder.model)).count)
+    counter = build_token_counter(config.generator.vllm)
+    return ContextBuilder(config.context, counter.count, counter.count_messages)
+
+
+def prompt_limit(config: AppConfig) -> Callable[[int | None], int | None]:
+    """How many tokens a prompt may have, by the `max_tokens` of its answer; None where no limit is known."""
+    vllm = config.generator.vllm
+    max_model_len = vllm.engine_kwargs.get("max_model_len") if vllm is not None else None
+    reserved = config.context.reserved_answer_tokens
+
+    def limit(max_tokens: int | None) -> int | None:
+        return max_model_len - (max_tokens or reserved) if isinstance(max_model_len, int) else None
+
+    return limit
 
 
 def build_app(args: AppConfig) -> Application:
@@ -100,6 +132,8 @@ def build_app(args: AppConfig) -> Application:
         "Reranker": _deploy(Reranker, 64).bind(args.reranker, args.store, embedder),
         "Generator": _generator(args, embedder),
     }
+    if has_fallback(args.generator):
+        nodes[FALLBACK] = _deploy(Generator, 256, name=FALLBACK).bind(args.generator, args.store, embedder)
     return _deploy(serve.ingress()(Ingress), 1024).bind(args, nodes)
 
 
@@ -109,11 +143,11 @@ def _generator(args: AppConfig, embedder: Application) -> Application:
     return _deploy(Generator, 256).bind(args.generator, args.store, embedder)
 
 
-def _deploy(stage: type, max_ongoing_requests: int, num_cpus: float = 0.2) -> serve.Deployment:
+def _deploy(stage: type, max_ongoing_requests: int, num_cpus: float = 0.2, name: str = "") -> serve.Deployment:
     """A stage as a deployment under its class's name, sized as in deploy/local.yaml; a Serve file overrides it."""
     return serve.deployment(
         stage,
-        name=stage.__name__,
+        name=name or stage.__name__,
         max_ongoing_requests=max_ongoing_requests,
         ray_actor_options={"num_cpus": num_cpus},
         # Serve replaces a replica after three failed checks; one with a dead engine should be gone within seconds.

@@ -14,7 +14,7 @@ from deployments.retriever import RetrieverConfig
 from deployments.section import Section
 from deployments.store import StoreConfig
 from serve_app.api.services import HttpConfig
-from serve_app.pipeline import LaneConfig
+from serve_app.lane_config import LaneConfig
 
 
 class HopsConfig(Section):
@@ -45,6 +45,8 @@ class AppConfig(Section):
             raise ValueError("lane.default_timeout_s is above lane.max_timeout_s")
         if self.lane.default_k > self.lane.max_k:
             raise ValueError("lane.default_k is above lane.max_k")
+        if self.lane.llm_rewriting.enabled and self.generator.vllm is None:
+            raise ValueError("lane.llm_rewriting.enabled needs a language model; set generator.vllm or switch it off")
         limit = self.embedder.max_length_tokens
         if limit is not None and self.indexer.chunking.chunk_tokens > limit:
             raise ValueError("indexer.chunking.chunk_tokens is above embedder.max_length_tokens: passages would be cut")

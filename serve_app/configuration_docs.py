@@ -86,6 +86,7 @@ _TYPE_NAMES: dict[Any, str] = {
     bool: "boolean",
     dict: "mapping",
     list: "list",
+    tuple: "list",
     type(None): "null",
 }
 

@@ -1,81 +1,46 @@
-"""The lane: which stage follows which, under one deadline, with one trace. Knows neither Ray nor HTTP."""
+"""The lane: which stage follows which, under one deadline, with one trace. Knows neither Ray nor HTTP.
+
+parse ─► rewrite ─► embed, search (vector ∥ text) ─► rerank ─► context ─► generate
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
 
-from pydantic import Field
-
-from deployments.context import ContextConfig, CountTokens, choose_sources, cited_sources, prompt_messages
+from deployments.citations import CitationFilter, cited_sources
+from deployments.context import NOT_FOUND, ContextBuilder
 from deployments.contracts import (
-    Candidate,
     Delta,
-    EmbedRequest,
-    Embeds,
+    Generated,
     GenerateRequest,
-    Generates,
-    GenerationEvent,
     GenerationOptions,
     Passage,
-    RerankRequest,
-    Reranks,
-    Searches,
-    SearchMode,
-    SearchRequest,
     Source,
     Stage,
     Usage,
-    Vector,
 )
-from deployments.errors import EngineFailed, InvalidInput, StageError
-from deployments.parsing import QUESTION_MAX_CHARS, parse_question
-from deployments.ranking import blend
-from deployments.rewriting import rewrite
-from deployments.section import Section
+from deployments.errors import StageError
+from serve_app.answer_cache import AnswerCache, canonical
+from serve_app.lane_config import LaneConfig
+from serve_app.retrieval import CLIENTS_FAULT, Query, Retrieval, Stages, Understood
 from serve_app.trace import Deadline, Trace
-
-
-class LaneConfig(Section):
-    """What one request may ask for, and what it gets when it does not say."""
-
-    default_collection: str = Field("docs", description="The collection that is used when a request names none.")
-    default_timeout_s: float = Field(30.0, gt=0, description="A request's deadline when it sets no timeout_s.")
-    max_timeout_s: float = Field(300.0, gt=0, description="The longest deadline that a request may set.")
-    default_k: int = Field(10, ge=1, description="Results of a search, and sources considered for an answer.")
-    max_k: int = Field(1000, ge=1, description="The most results that a search may ask for.")
-    rerank_candidates: int = Field(50, ge=1, description="Passages retrieved for reranking, if k is not larger.")
-    rerank_weight: float = Field(
-        0.6, ge=0, description="Weight of the rerank score in the final order, against 1 for the retrieval score."
-    )
-    rerank_timeout_s: float = Field(
-        10.0, gt=0, description="Reranking that takes longer is left out of the answer, which says so in `degraded`."
-    )
-    question_max_chars: int = Field(QUESTION_MAX_CHARS, ge=1, description="Longer questions are refused.")
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """What to look for. `k`, `mode` and `filter` as in SearchRequest."""
-
-    text: str
-    collection: str
-    k: int
-    mode: SearchMode = "vector"
-    rerank: bool = True
-    filter: Mapping[str, Any] | None = None
+from serve_app.writing import FellBack, Writer, WritingEvent
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A query to be answered, and how. `request_id` names the request in logs and in the generator."""
+    """A query to be answered, and how. `request_id` names the request in logs and in the generator.
+
+    `stream` says that what was written can't be taken back; `cache` that an answer given before will do.
+    """
 
     query: Query
     options: GenerationOptions = field(default_factory=GenerationOptions)
     request_id: str = ""
+    stream: bool = False
+    cache: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,125 +60,194 @@ class SourcesChosen:
 
 
 @dataclass(frozen=True, slots=True)
+class Restarted:
+    """What was written so far is void: another generator begins anew. Never in an answer that is streamed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
-    """Last event of an answer: everything but its text, which came as `Delta` events."""
+    """Last event of an answer: everything but its text, which came as `Delta` events.
+
+    `found` is False where the answer is that the documents hold none; `removed_citations` are numbers that the
+    generator cited without having been given such a source.
+    """
 
     citations: tuple[Source, ...]
+    removed_citations: tuple[int, ...]
+    found: bool
+    confidence: float | None
     finish_reason: str
     generator: str
     usage: Usage
     degraded: tuple[Stage, ...]
+    cached: bool
     trace: Trace
 
 
-AnswerEvent = SourcesChosen | Delta | Answered
+AnswerEvent = SourcesChosen | Delta | Restarted | Answered
 
 
 @dataclass(frozen=True, slots=True)
-class Stages:
-    """The stages that are deployments, as the lane sees them."""
+class _Cached:
+    """A whole answer, as the cache keeps it."""
 
-    embedder: Embeds
-    retriever: Searches
-    reranker: Reranks
-    generator: Generates
+    sources: tuple[Source, ...]
+    text: str
+    end: Answered
+
+    @property
+    def num_bytes(self) -> int:
+        """An estimate: what takes memory is text, a source's twice where chunks were merged."""
+        return len(self.text) + sum(2 * len(source.passage.text) for source in self.sources)
+
+
+PromptLimit = Callable[[int | None], int | None]
+
+
+def _no_limit(max_tokens: int | None) -> int | None:
+    return None
 
 
 class Lane:
     """parse → rewrite → embed → search → rerank → context → generate."""
 
-    def __init__(self, config: LaneConfig, context: ContextConfig, stages: Stages, count_tokens: CountTokens) -> None:
+    def __init__(
+        self, config: LaneConfig, context: ContextBuilder, stages: Stages, prompt_limit: PromptLimit = _no_limit
+    ) -> None:
+        """`prompt_limit` tells from an answer's `max_tokens` how many tokens its prompt may have."""
         self.config = config
+        self._prompt_limit = prompt_limit
+        self._retrieval = Retrieval(config, stages)
         self._context = context
         self._stages = stages
-        self._count_tokens = count_tokens
+        self._writer = Writer(stages.generator, stages.fallback, config.fallback_reserve_s)
+        self._answers: AnswerCache[_Cached] = AnswerCache(config.answer_cache)
 
     async def search(self, query: Query, deadline: Deadline) -> Found:
         """The passages that match the query best."""
-        found, _, _ = await self._retrieve(query, deadline)
-        return found
+        trace = Trace()
+        understood = self._retrieval.understand(query, trace)
+        retrieved = await self._retrieval.find(query, understood, deadline, trace)
+        return Found(retrieved.passages, retrieved.degraded, trace)
 
     async def answer(self, question: Question, deadline: Deadline) -> AsyncGenerator[AnswerEvent]:
         """The answer as events: `SourcesChosen`, any number of `Delta`, `Answered`. Closing it stops the generator."""
-        found, text, vector = await self._retrieve(question.query, deadline)
-        trace = found.trace
+        trace = Trace()
+        understood = self._retrieval.understand(question.query, trace)
+        key = self._cache_key(question, understood)
+        known = await self._known_answer(key, question.query.collection, deadline, trace)
+        if known is not None:
+            yield SourcesChosen(known.sources)
+            yield Delta(known.text)
+            yield replace(known.end, cached=True, trace=trace)
+            return
+        retrieved = await self._retrieval.find(question.query, understood, deadline, trace)
         with trace.local("context"):
-            sources = choose_sources(found.passages, self._context, self._count_tokens)
-            messages = prompt_messages(text, sources, self._context)
+            limit = self._prompt_limit(question.options.max_tokens)
+            context = self._context.build(understood.text, retrieved.passages, limit)
         request = GenerateRequest(
-            question=text,
-            sources=sources,
-            messages=messages,
+            question=understood.text,
+            sources=context.sources,
+            messages=context.messages,
             options=question.options,
             collection=question.query.collection,
-            question_vector=vector,
+            question_vector=retrieved.vector,
             request_id=question.request_id,
-            budget_s=deadline.remaining_s(),
         )
-        started = time.perf_counter()
-        pieces: list[str] = []
-        async with aclosing(self._stages.generator.generate(request)) as events:
-            # A generator that refuses (a prompt too long, say) does so here, while the answer can still be an error.
-            event = await _next_event(events)
-            yield SourcesChosen(sources)
-            while isinstance(event, Delta):
-                pieces.append(event.text)
-                yield event
-                event = await _next_event(events)
-        trace.add("generate", time.perf_counter() - started, event.timing)
-        cited = cited_sources("".join(pieces), sources)
-        yield Answered(cited, event.finish_reason, event.generator, event.usage, found.degraded, trace)
+        answer = _Answer(context.sources, self._context.check_citations, retrieved.degraded)
+        begun = False
+        async with aclosing(self._writer.write(request, question.stream, deadline, trace)) as events:
+            async for event in events:
+                if not begun:
+                    # A generator that refuses (a prompt too long, say) does so before its first event, while the
+                    # answer can still be an error.
+                    yield SourcesChosen(context.sources)
+                    begun = True
+                for written in answer.take(event):
+                    yield written
+        end = answer.end(trace)
+        if key is not None and retrieved.version is not None and not end.degraded:
+            cached = _Cached(context.sources, answer.text, end)
+            self._answers.put(key, retrieved.version, cached, cached.num_bytes)
+        yield end
 
-    async def _retrieve(self, query: Query, deadline: Deadline) -> tuple[Found, str, Vector]:
-        """What was found, the question as it was understood, and its vector."""
-        trace = Trace()
-        with trace.local("parse"):
-            text = parse_question(query.text, self.config.question_max_chars)
-        with trace.local("rewrite"):
-            query = replace(query, text=rewrite(text)[0])
-        vector = await self._embed(query.text, trace, deadline)
-        passages = await self._search(query, vector, trace, deadline)
-        degraded: tuple[Stage, ...] = ()
-        if query.rerank:
-            try:
-                passages = await self._rerank(query, vector, passages, trace, deadline)
-            except InvalidInput:
-                raise
-            except StageError:
-                # Without any time left there is no answer to give; else it is given without reranking.
-                deadline.remaining_s()
-                degraded = ("rerank",)
-        return Found(passages[: query.k], degraded, trace), text, vector
+    def _cache_key(self, question: Question, understood: Understood) -> str | None:
+        """What the answer depends on besides the collection's version; None for an answer that is not to be kept."""
+        options = question.options
+        sampled = bool(options.temperature) and options.seed is None
+        if not (self.config.answer_cache.enabled and question.cache) or sampled:
+            return None
+        query = question.query
+        return canonical(
+            [
+                [query.collection, understood.texts, understood.filter, query.k, query.mode, query.rerank],
+                [query.rewrite, query.history, asdict(options)],
+            ]
+        )
 
-    async def _embed(self, text: str, trace: Trace, deadline: Deadline) -> Vector:
-        started = time.perf_counter()
-        embedded = await self._stages.embedder.embed(EmbedRequest((text,)), deadline.remaining_s())
-        trace.add("embed", time.perf_counter() - started, embedded.timing)
-        vector: Vector = embedded.value.vectors[0]
-        return vector
-
-    async def _search(self, query: Query, vector: Vector, trace: Trace, deadline: Deadline) -> list[Passage]:
-        k = max(query.k, self.config.rerank_candidates) if query.rerank else query.k
-        request = SearchRequest(query.collection, vector, k, query.mode, query.text, query.filter)
-        started = time.perf_counter()
-        found = await self._stages.retriever.search(request, deadline.remaining_s())
-        trace.add("search", time.perf_counter() - started, found.timing)
-        return found.value
-
-    async def _rerank(
-        self, query: Query, vector: Vector, passages: list[Passage], trace: Trace, deadline: Deadline
-    ) -> list[Passage]:
-        candidates = tuple(Candidate(p.text, p.id, p.title) for p in passages)
-        request = RerankRequest(query.text, candidates, query.collection, vector)
-        started = time.perf_counter()
-        budget_s = min(deadline.remaining_s(), self.config.rerank_timeout_s)
-        scored = await self._stages.reranker.rerank(request, budget_s)
-        trace.add("rerank", time.perf_counter() - started, scored.timing)
-        return blend(passages, scored.value, self.config.rerank_weight)
+    async def _known_answer(self, key: str | None, collection: str, deadline: Deadline, trace: Trace) -> _Cached | None:
+        """The answer given before, if the collection has not changed since."""
+        if key is None or not self._answers.known(key):
+            return None
+        try:
+            asked = self._stages.retriever.version(collection, deadline.remaining_s())
+            version = await trace.timed("search", asked, "version")
+        except CLIENTS_FAULT:
+            raise
+        except StageError:
+            return None
+        return self._answers.get(key, version)
 
 
-async def _next_event(events: AsyncGenerator[GenerationEvent]) -> GenerationEvent:
-    event = await anext(events, None)
-    if event is None:
-        raise EngineFailed("the generator broke off before the end of its answer")
-    return event
+class _Answer:
+    """An answer while it is being written: its text, its citations, and what became of it."""
+
+    def __init__(self, sources: tuple[Source, ...], check_citations: bool, degraded: tuple[Stage, ...]) -> None:
+        self._sources = sources
+        self._check_citations = check_citations
+        self._citations = self._citation_filter()
+        self._degraded = degraded
+        self._pieces: list[str] = []
+        self._generated: Generated | None = None
+
+    def _citation_filter(self) -> CitationFilter:
+        return CitationFilter(len(self._sources), self._check_citations)
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
+
+    def take(self, event: WritingEvent) -> list[Delta | Restarted]:
+        """What the client is to hear of an event of the generator."""
+        if isinstance(event, FellBack):
+            self._degraded = (*self._degraded, "generate")
+            self._citations = self._citation_filter()
+            void = bool(self._pieces)
+            self._pieces.clear()
+            return [Restarted()] if void else []
+        if isinstance(event, Generated):
+            self._generated = event
+            text = self._citations.flush()
+        else:
+            text = self._citations.feed(event.text)
+        if not text:
+            return []
+        self._pieces.append(text)
+        return [Delta(text)]
+
+    def end(self, trace: Trace) -> Answered:
+        """The last event, once the generator has ended."""
+        generated = self._generated
+        assert generated is not None, "a writer ends with Generated"
+        return Answered(
+            citations=cited_sources(self._citations.cited, self._sources),
+            removed_citations=self._citations.removed,
+            found=self.text.strip() != NOT_FOUND,
+            confidence=generated.confidence,
+            finish_reason=generated.finish_reason,
+            generator=generated.generator,
+            usage=generated.usage,
+            degraded=self._degraded,
+            cached=False,
+            trace=trace,
+        )

@@ -12,12 +12,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from deployments.errors import ConfigError
+from deployments.generator import FALLBACK, has_fallback
 from deployments.vllm_generator import VllmConfig
 from serve_app.config import AppConfig
 
 # ray.serve is imported where it is needed: the command line sets Ray's environment first, and Ray reads it on import.
 
-DEPLOYMENTS = ("Ingress", "Embedder", "Retriever", "Indexer", "Reranker", "Generator")
+_DEPLOYMENTS = ("Ingress", "Embedder", "Retriever", "Indexer", "Reranker", "Generator")
 
 _HOP_OF = {"Embedder": "embed", "Retriever": "search", "Reranker": "rerank"}
 _VLLM_OWNS = (
@@ -167,8 +168,9 @@ def _broken_rules(document: Mapping[str, Any]) -> Iterator[str]:
         seen: set[str] = set()
         for options in application.get("deployments") or []:
             name, place = options["name"], f"{where}[{options['name']}]"
-            if name not in DEPLOYMENTS:
-                nearest = difflib.get_close_matches(name, DEPLOYMENTS, n=1, cutoff=0.0)[0]
+            known = deployments_of(config)
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
                 yield f"{place}: there is no deployment {name!r}; did you mean {nearest!r}?"
             if name in seen:
                 yield f"{place}: stands here twice; Serve would take the last one"
@@ -178,6 +180,11 @@ def _broken_rules(document: Mapping[str, Any]) -> Iterator[str]:
             if name in _HOP_OF:
                 yield from _less_than_a_hop_sends(options, config, place)
         yield from _vllm_conflicts(application, where)
+
+
+def deployments_of(config: AppConfig) -> tuple[str, ...]:
+    """The names of the deployments that the application has under this config."""
+    return (*_DEPLOYMENTS, FALLBACK) if has_fallback(config.generator) else _DEPLOYMENTS
 
 
 def _more_than_one_writer(options: Mapping[str, Any], place: str) -> Iterator[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from deployments.contracts import Stage, StageTiming
+from deployments.contracts import Stage, StageTiming, Timed
 from deployments.errors import DeadlineExceeded
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +38,15 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
-    """One stage of one request, in seconds: `total_s` as the lane waited for it, and its split.
+    """One call of a stage for one request, in seconds: `start_s` after the request's begin, `total_s` as the lane
+    waited for it, and its split. `branch` tells apart the calls that one stage got.
 
     `queue_s` is what neither batching nor computing explains: waiting for a hop, routing, transport.
     """
 
     stage: Stage
+    branch: str
+    start_s: float
     total_s: float
     queue_s: float
     batch_wait_s: float
@@ -50,26 +56,37 @@ class StageRow:
 
 @dataclass(slots=True)
 class Trace:
-    """The stages of one request in the order in which they ended."""
+    """The calls of one request's stages in the order in which they ended; branches run side by side."""
 
     started_at: float = field(default_factory=time.perf_counter)
     rows: list[StageRow] = field(default_factory=list)
 
-    def add(self, stage: Stage, total_s: float, timing: StageTiming) -> None:
-        """Record a stage that another process timed from the inside."""
+    def add(self, stage: Stage, total_s: float, timing: StageTiming, branch: str = "") -> None:
+        """Record a call that has just ended after `total_s` seconds, and that was timed from the inside elsewhere."""
         # Clocks of two processes tick apart by a hair: a negative queue would only ever be that.
         queue_s = max(0.0, total_s - timing.batch_wait_s - timing.compute_s)
-        self.rows.append(StageRow(stage, total_s, queue_s, timing.batch_wait_s, timing.compute_s, timing.batch_size))
+        start_s = max(0.0, self.elapsed_s() - total_s)
+        row = StageRow(
+            stage, branch, start_s, total_s, queue_s, timing.batch_wait_s, timing.compute_s, timing.batch_size
+        )
+        self.rows.append(row)
 
     @contextmanager
-    def local(self, stage: Stage) -> Iterator[None]:
+    def local(self, stage: Stage, branch: str = "") -> Iterator[None]:
         """Record a stage that runs right here: all of its time is compute."""
         started = time.perf_counter()
         try:
             yield
         finally:
             elapsed_s = time.perf_counter() - started
-            self.add(stage, elapsed_s, StageTiming(compute_s=elapsed_s))
+            self.add(stage, elapsed_s, StageTiming(compute_s=elapsed_s), branch)
+
+    async def timed(self, stage: Stage, work: Awaitable[Timed[Value]], branch: str = "") -> Value:
+        """The value of a call to another process, which is recorded unless it fails."""
+        started = time.perf_counter()
+        answer = await work
+        self.add(stage, time.perf_counter() - started, answer.timing, branch)
+        return answer.value
 
     def elapsed_s(self) -> float:
         """Seconds since the request began."""
@@ -77,4 +94,9 @@ class Trace:
 
     def server_timing(self) -> str:
         """The rows as the value of a `Server-Timing` header, in milliseconds (W3C Server Timing)."""
-        return ", ".join(f"{row.stage};dur={row.total_s * 1000:.2f}" for row in self.rows)
+        return ", ".join(_entry(row) for row in self.rows)
+
+
+def _entry(row: StageRow) -> str:
+    description = f';desc="{row.branch}"' if row.branch else ""
+    return f"{row.stage}{description};dur={row.total_s * 1000:.2f}"

@@ -11,11 +11,13 @@ import httpx
 from fastapi import FastAPI
 from starlette.types import Message
 
-from deployments.context import ContextConfig
+from deployments.context import ContextBuilder, ContextConfig
 from deployments.contracts import Document
 from serve_app.api.app import create_api
 from serve_app.api.services import HttpConfig, Services
-from serve_app.pipeline import Lane, LaneConfig, Stages
+from serve_app.lane_config import LaneConfig
+from serve_app.pipeline import Lane
+from serve_app.retrieval import Stages
 from tests.fakes import (
     EMBEDDING_MODEL,
     MAX_TOKENS,
@@ -49,7 +51,7 @@ class FakeServices:
         self.generator = FakeGenerator()
         self.indexer = FakeIndexer(self.store, self.embedder)
         stages = Stages(self.embedder, self.retriever, self.reranker, self.generator)
-        self.lane = Lane(lane or LaneConfig(), ContextConfig(), stages, count_tokens)
+        self.lane = Lane(lane or LaneConfig(), ContextBuilder(ContextConfig(), count_tokens), stages)
         self.readiness: dict[str, str] = {"embed": "ready", "generate": "ready"}
 
     async def fill(self) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import operator
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,6 +32,7 @@ from deployments.contracts import (
     RejectedDocument,
     RerankRequest,
     SearchRequest,
+    SearchResult,
     StageTiming,
     StoredDocument,
     Timed,
@@ -45,7 +48,22 @@ MAX_TOKENS = 128
 EMBEDDING_MODEL = "fakes/bag-of-words"
 INDEXED_AT = "2024-01-01T00:00:00+00:00"
 
-_COMPARISONS = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le, "ne": operator.ne}
+
+def _contains(value: Any, needle: Any) -> bool:
+    if not isinstance(needle, str):
+        raise InvalidInput("contains looks for text; give it a string")
+    return isinstance(value, str) and needle.lower() in value.lower()
+
+
+COLUMNS = ("id", "document_id", "source", "title")
+_COMPARISONS = {
+    "gt": operator.gt,
+    "gte": operator.ge,
+    "lt": operator.lt,
+    "lte": operator.le,
+    "ne": operator.ne,
+    "contains": _contains,
+}
 
 
 def words_of(text: str) -> list[str]:
@@ -105,44 +123,91 @@ class FakeEmbedder:
 
 @dataclass
 class FakeStore:
-    """Collections in memory: by document id, the document and its passages, each with its vector."""
+    """Collections in memory: by document id, the document and its passages, each with its vector.
+
+    Commits are counted together for all collections, so that one which is made anew has no version again.
+    """
 
     collections: dict[str, dict[str, Stored]] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+    num_commits: int = 0
 
     def collection(self, name: str) -> dict[str, Stored]:
         if name not in self.collections:
             raise NotFound(f"there is no collection {name!r}; create it or ingest documents into it")
         return self.collections[name]
 
+    def version(self, name: str) -> int:
+        self.collection(name)
+        return self.versions.get(name, 0)
+
+    def commit(self, name: str) -> None:
+        self.num_commits += 1
+        self.versions[name] = self.num_commits
+
 
 @dataclass
 class FakeRetriever:
-    """Compares the query's vector with every stored one."""
+    """Compares the query's vector, or its words, with every stored passage."""
 
     store: FakeStore
     faults: Faults = field(default_factory=Faults)
     requests: list[SearchRequest] = field(default_factory=list)
 
-    async def search(self, request: SearchRequest, budget_s: float) -> Timed[list[Passage]]:
+    async def search(self, request: SearchRequest, budget_s: float) -> Timed[SearchResult]:
         self.requests.append(request)
         await self.faults.strike(budget_s)
-        if request.mode != "vector":
-            raise InvalidInput(f"search mode {request.mode!r} is not available; use 'vector'")
         rows = [row for _, rows in self.store.collection(request.collection).values() for row in rows]
-        if rows and rows[0][1].shape != request.vector.shape:
-            raise IndexMismatch("the collection was indexed with another model; ingest it again")
-        found = [
-            replace(passage, score=float(vector @ request.vector))
-            for passage, vector in rows
-            if all(_holds(passage, name, wanted) for name, wanted in (request.filter or {}).items())
-        ]
+        _check_fields(request, [passage for passage, _ in rows])
+        rows = [row for row in rows if all(_holds(row[0], *wanted) for wanted in (request.filter or {}).items())]
+        found = _by_words(request, rows) if request.kind == "text" else _by_vector(request, rows)
         found.sort(key=lambda passage: (-passage.score, passage.id))
-        return Timed(found[: request.k], StageTiming())
+        result = SearchResult(tuple(found[: request.k]), self.store.version(request.collection))
+        return Timed(result, StageTiming())
+
+    async def version(self, collection: str, budget_s: float) -> Timed[int]:
+        await self.faults.strike(budget_s)
+        return Timed(self.store.version(collection), StageTiming())
+
+
+def _by_vector(request: SearchRequest, rows: list[tuple[Passage, Vector]]) -> list[Passage]:
+    if request.vector is None:
+        raise InvalidInput("a vector search needs a vector")
+    if rows and rows[0][1].shape != request.vector.shape:
+        raise IndexMismatch("the collection was indexed with another model; ingest it again")
+    return [replace(passage, score=float(vector @ request.vector)) for passage, vector in rows]
+
+
+def _by_words(request: SearchRequest, rows: list[tuple[Passage, Vector]]) -> list[Passage]:
+    """BM25 over title and text, without stemming or stop words."""
+    if not request.text:
+        raise InvalidInput("a text search needs a text")
+    counts = [Counter(words_of(f"{passage.title} {passage.text}")) for passage, _ in rows]
+    holding = Counter(word for count in counts for word in count)
+    mean_length = max(1.0, sum(map(Counter.total, counts)) / max(1, len(counts)))
+    wanted = words_of(request.text)
+
+    def score(count: Counter[str]) -> float:
+        damping = 1.2 * (0.25 + 0.75 * count.total() / mean_length)
+        return sum(
+            math.log(1 + (len(rows) - holding[word] + 0.5) / (holding[word] + 0.5))
+            * (count[word] * 2.2 / (count[word] + damping))
+            for word in wanted
+        )
+
+    scored = [replace(passage, score=score(count)) for (passage, _), count in zip(rows, counts, strict=True)]
+    return [passage for passage in scored if passage.score > 0]
+
+
+def _check_fields(request: SearchRequest, passages: list[Passage]) -> None:
+    known = {*COLUMNS, *(key for passage in passages for key in passage.metadata)}
+    for name in request.filter or {}:
+        if passages and name.removeprefix("metadata.") not in known:
+            raise InvalidInput(f"filter field {name!r}: no document has it; known fields: {', '.join(sorted(known))}")
 
 
 def _holds(passage: Passage, name: str, wanted: Any) -> bool:
-    columns = ("id", "document_id", "source", "title")
-    value = getattr(passage, name) if name in columns else passage.metadata.get(name.removeprefix("metadata."))
+    value = getattr(passage, name) if name in COLUMNS else passage.metadata.get(name.removeprefix("metadata."))
     if isinstance(wanted, Mapping):
         if not wanted or not set(wanted) <= set(_COMPARISONS):
             raise InvalidInput(f"filter field {name!r}: use {', '.join(_COMPARISONS)}")
@@ -226,6 +291,8 @@ class FakeIndexer:
                 report = _rejecting(report, document, "the document has no text")
             else:
                 report = await self._write(report, collection, document, budget_s)
+        if report.indexed:
+            self.store.commit(collection)
         return report
 
     async def _write(self, so_far: IndexReport, collection: str, document: Document, budget_s: float) -> IndexReport:
@@ -257,6 +324,7 @@ class FakeIndexer:
             start=chunk.start(),
             end=chunk.end(),
             num_tokens=count_tokens(chunk.group()),
+            position=position,
         )
 
     async def get_document(self, collection: str, document_id: str) -> StoredDocument:
@@ -266,6 +334,7 @@ class FakeIndexer:
     async def delete_document(self, collection: str, document_id: str) -> int:
         _, rows = self._stored(collection, document_id)
         del self.store.collections[collection][document_id]
+        self.store.commit(collection)
         return len(rows)
 
     async def create_collection(self, name: str) -> CollectionInfo:
@@ -274,6 +343,7 @@ class FakeIndexer:
         if name in self.store.collections:
             raise AlreadyExists(f"collection {name!r} is there already")
         self.store.collections[name] = {}
+        self.store.commit(name)
         return self._describe(name)
 
     async def list_collections(self) -> list[CollectionInfo]:
@@ -282,6 +352,10 @@ class FakeIndexer:
     async def delete_collection(self, name: str) -> None:
         self.store.collection(name)
         del self.store.collections[name]
+
+    async def coverage(self) -> dict[str, dict[str, float]]:
+        await self.faults.strike(1.0)
+        return {info.name: dict(info.index_coverage) for info in await self.list_collections()}
 
     def _stored(self, collection: str, document_id: str) -> Stored:
         stored = self.store.collection(collection)
@@ -292,7 +366,7 @@ class FakeIndexer:
     def _describe(self, name: str) -> CollectionInfo:
         stored = self.store.collections[name]
         num_chunks = sum(len(rows) for _, rows in stored.values())
-        return CollectionInfo(name, len(stored), num_chunks, EMBEDDING_MODEL, self.embedder.dim)
+        return CollectionInfo(name, len(stored), num_chunks, EMBEDDING_MODEL, self.embedder.dim, {"text": 1.0})
 
 
 def _rejecting(report: IndexReport, document: Document, reason: str) -> IndexReport:

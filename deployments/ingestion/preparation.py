@@ -21,6 +21,11 @@ class Prepared:
     chunks: tuple[Chunk, ...]
     spans: tuple[tuple[tuple[int, int], ...], ...]
 
+    @property
+    def has_title(self) -> bool:
+        """Whether there is a title to embed."""
+        return bool(self.document.title.strip())
+
     def passages(self) -> list[str]:
         """What is embedded for each chunk: the title gives a chunk its topic."""
         return [self.heading + chunk.text for chunk in self.chunks]
@@ -29,6 +34,14 @@ class Prepared:
         """Every sentence of every chunk, in order."""
         pairs = zip(self.chunks, self.spans, strict=True)
         return [chunk.text[start:end] for chunk, spans in pairs for start, end in spans]
+
+    def searchable(self, num_neighbours: int) -> list[str]:
+        """What text search reads of each chunk: the title, the chunk, and as many chunks before and after it."""
+        texts = [chunk.text for chunk in self.chunks]
+        return [
+            "\n".join([self.document.title, *texts[max(0, at - num_neighbours) : at + num_neighbours + 1]])
+            for at in range(len(texts))
+        ]
 
 
 class Preparer:

@@ -36,7 +36,8 @@ async def answer(body: AnswerBody, request: Request) -> Response:
     services = services_of(request)
     config = services.lane.config
     request_id = request_id_of(request.scope)
-    question = Question(query_of(body, body.question, config), body.options(), request_id)
+    query = query_of(body, body.question, config, request_id)
+    question = Question(query, body.options(), request_id, stream=body.stream, cache=body.cache)
     events = services.lane.answer(question, deadline_of(body.timeout_s, config))
     if body.stream:
         first = await begun(events)

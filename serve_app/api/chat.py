@@ -18,7 +18,9 @@ from serve_app.api.schemas import AnswerEnd
 from serve_app.api.services import request_id_of, services_of
 from serve_app.api.sse import EventStream, data_frame
 from serve_app.api.wire import JsonResponse, JsonRoute
-from serve_app.pipeline import Answered, AnswerEvent, LaneConfig, Query, Question
+from serve_app.lane_config import LaneConfig
+from serve_app.pipeline import Answered, AnswerEvent, Question
+from serve_app.retrieval import Query
 
 router = APIRouter(route_class=JsonRoute, tags=["openai"])
 
@@ -33,7 +35,7 @@ async def chat(body: ChatBody, request: Request) -> Response:
     config = services.lane.config
     body.refuse_unsupported()
     request_id = request_id_of(request.scope)
-    question = Question(_query(body, config), body.options(), request_id)
+    question = Question(_query(body, config, request_id), body.options(), request_id, stream=bool(body.stream))
     events = services.lane.answer(question, deadline_of(body.timeout_s, config))
     if body.stream:
         await begun(events)
@@ -52,9 +54,15 @@ async def chat(body: ChatBody, request: Request) -> Response:
     return JsonResponse(completion, headers={"server-timing": whole.end.trace.server_timing()})
 
 
-def _query(body: ChatBody, config: LaneConfig) -> Query:
-    collection = collection_of(body.model, body.collection, config.default_collection)
-    return Query(text=body.question(), collection=collection, k=results_wanted(None, config))
+def _query(body: ChatBody, config: LaneConfig, request_id: str) -> Query:
+    return Query(
+        text=body.question(),
+        collection=collection_of(body.model, body.collection, config.default_collection),
+        k=results_wanted(None, config),
+        mode=config.default_mode,
+        history=body.history(),
+        request_id=request_id,
+    )
 
 
 @dataclass(frozen=True, slots=True)

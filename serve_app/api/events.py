@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from deployments.contracts import Delta
 from deployments.errors import EngineFailed
-from serve_app.pipeline import Answered, AnswerEvent, SourcesChosen
+from serve_app.pipeline import Answered, AnswerEvent, Restarted, SourcesChosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ async def whole_answer(events: AsyncGenerator[AnswerEvent]) -> WholeAnswer:
         async for event in events:
             if isinstance(event, Delta):
                 pieces.append(event.text)
+            elif isinstance(event, Restarted):
+                pieces.clear()
             elif isinstance(event, Answered):
                 return WholeAnswer("".join(pieces), event)
     raise EngineFailed("the answer broke off before its end")

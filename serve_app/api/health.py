@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response
 
-from serve_app.api.services import READY, services_of
+from deployments.errors import StageError
+from serve_app.api.services import READY, Services, services_of
 from serve_app.api.wire import JsonResponse
 
 router = APIRouter(prefix="/health", tags=["health"])
@@ -22,10 +23,15 @@ class Liveness:
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """`status` is "ready" or "not ready"; `stages` says of each stage "ready", or why it is not."""
+    """`status` is "ready" or "not ready"; `stages` says of each stage "ready", or why it is not.
+
+    `index_coverage` has for each collection the share of its chunks that each index covers; what is not covered yet is
+    found all the same, by comparing. It is empty where the indexer does not answer.
+    """
 
     status: str
     stages: dict[str, str]
+    index_coverage: dict[str, dict[str, float]]
 
 
 @router.get("/live", response_model=Liveness)
@@ -38,11 +44,23 @@ async def live() -> Response:
 async def ready(request: Request) -> Response:
     """Whether every stage can serve; 503 names those that can't."""
     services = services_of(request)
+    stages, coverage = await asyncio.gather(_stages(services), _coverage(services))
+    if all(state == READY for state in stages.values()):
+        return JsonResponse(Readiness("ready", stages, coverage))
+    return JsonResponse(Readiness("not ready", stages, coverage), status_code=503)
+
+
+async def _stages(services: Services) -> dict[str, str]:
     try:
         async with asyncio.timeout(services.http.readiness_timeout_s):
-            stages = dict(await services.readiness())
+            return dict(await services.readiness())
     except TimeoutError:
-        stages = {"serve": f"no answer within {services.http.readiness_timeout_s:g} s"}
-    if all(state == READY for state in stages.values()):
-        return JsonResponse(Readiness("ready", stages))
-    return JsonResponse(Readiness("not ready", stages), status_code=503)
+        return {"serve": f"no answer within {services.http.readiness_timeout_s:g} s"}
+
+
+async def _coverage(services: Services) -> dict[str, dict[str, float]]:
+    try:
+        async with asyncio.timeout(services.http.readiness_timeout_s):
+            return await services.indexer.coverage()
+    except (TimeoutError, StageError):
+        return {}

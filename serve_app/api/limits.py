@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deployments.errors import InvalidInput, NotFound, TooLarge
 from serve_app.api.services import HttpConfig
-from serve_app.pipeline import LaneConfig
+from serve_app.lane_config import LaneConfig
 from serve_app.trace import Deadline
 
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from deployments.contracts import GenerationOptions, Usage
+from deployments.conversation import standalone_question
 from deployments.errors import InvalidInput
-from deployments.parsing import last_question
 from serve_app.api.schemas import STRING_OR_STRINGS, AnswerEnd, Strings
 
 # What changes the meaning of an answer is refused rather than ignored, unless it is set to what we do anyway.
@@ -79,8 +79,18 @@ class ChatBody(OpenAIBody):
         return GenerationOptions(max_tokens, self.temperature, self.top_p, self.stop or (), self.seed)
 
     def question(self) -> str:
-        """The text of the last user message; raises InvalidInput where there is none."""
-        return last_question([{"role": m.role, "content": m.text()} for m in self.messages if m.role == "user"])
+        """The last user message as a question that stands alone; raises InvalidInput where there is none."""
+        return standalone_question([{"role": m.role, "content": m.text()} for m in self._spoken()])
+
+    def history(self) -> tuple[str, ...]:
+        """What was said before the last user message, oldest first, each turn with its speaker."""
+        spoken = self._spoken()
+        last = max((index for index, message in enumerate(spoken) if message.role == "user"), default=0)
+        return tuple(f"{message.role}: {message.text()}" for message in spoken[:last])
+
+    def _spoken(self) -> list[ChatMessage]:
+        # An assistant's tool calls and pictures say nothing that a question could refer to.
+        return [m for m in self.messages if m.role == "user" or (m.role == "assistant" and isinstance(m.content, str))]
 
     def refuse_unsupported(self) -> None:
         """Raise InvalidInput for an option that would have to change the answer and can't."""

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from deployments.contracts import Candidate, RerankRequest, Timed, Vector
-from deployments.parsing import parse_question
+from deployments.parsing import clean_question
 from serve_app.api.fanout import all_together, chunks, slowest
 from serve_app.api.limits import check_model, check_texts, deadline_of
 from serve_app.api.services import Services, request_id_of, services_of
@@ -94,7 +94,7 @@ async def rerank(body: RerankBody, request: Request) -> Response:
     services = services_of(request)
     config = services.lane.config
     model = check_model(body.model, services.reranker_model)
-    query = parse_question(body.query, config.question_max_chars)
+    query = clean_question(body.query, config.parsing.question_max_chars)
     check_texts(body.documents, "documents", services.http)
     trace = Trace()
     scores = await _score(query, body.documents, services, deadline_of(body.timeout_s, config), trace)

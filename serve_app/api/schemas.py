@@ -52,17 +52,20 @@ class Ask(Section):
     filter: dict[str, Any] | None = Field(
         None,
         description="Field (document_id, source, title or a metadata key) to a value, a list of values, or an object "
-        "with some of gt, gte, lt, lte, ne.",
+        "with some of gt, gte, lt, lte, ne, contains.",
     )
+    mode: SearchMode | None = Field(
+        None, description="How to look: by meaning, by words (BM25), or both; the server's default if left out."
+    )
+    rerank: bool = Field(True, description="Whether to order what was found a second time, more carefully.")
+    rewrite: bool = Field(True, description="Whether to search sub-queries beside the question itself.")
     timeout_s: float | None = Field(None, gt=0, description="Seconds after which the answer is of no use any more.")
 
 
 class SearchBody(Ask):
     """A search."""
 
-    query: str = Field(description="What to look for.")
-    mode: SearchMode = Field("vector", description="How to look for it.")
-    rerank: bool = Field(True, description="Whether to order what was found a second time, more carefully.")
+    query: str = Field(description="What to look for; field:value filters may stand in it.")
 
 
 class AnswerBody(Ask):
@@ -70,6 +73,7 @@ class AnswerBody(Ask):
 
     question: str = Field(description="What to answer.")
     stream: bool = Field(False, description="Send the answer as server-sent events while it is being written.")
+    cache: bool = Field(True, description="Whether an answer that was given before will do, if nothing has changed.")
     max_tokens: int | None = Field(None, ge=1, description="The longest answer, in the generator's tokens.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 always takes the likeliest token.")
     top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens up to this mass.")
@@ -177,13 +181,22 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class AnswerEnd:
-    """Everything about an answer but its text; the data of the `done` event."""
+    """Everything about an answer but its text; the data of the `done` event.
+
+    `found` is false where the documents hold no answer; `confidence`, 0 to 1, is how well the sources answer, where
+    the generator can tell; `removed_citations` are numbers that it cited without having been given such a source;
+    `cached` marks an answer that was given before.
+    """
 
     citations: Sequence[Citation]
+    removed_citations: tuple[int, ...]
+    found: bool
+    confidence: float | None
     generator: str
     finish_reason: str
     usage: Usage
     degraded: tuple[Stage, ...]
+    cached: bool
     timings: Sequence[StageRow]
     request_id: str
 
@@ -192,10 +205,14 @@ class AnswerEnd:
         """The lane's last event as a client gets it."""
         return cls(
             citations=[Citation.of(source) for source in answered.citations],
+            removed_citations=answered.removed_citations,
+            found=answered.found,
+            confidence=answered.confidence,
             generator=answered.generator,
             finish_reason=answered.finish_reason,
             usage=answered.usage,
             degraded=answered.degraded,
+            cached=answered.cached,
             timings=answered.trace.rows,
             request_id=request_id,
         )

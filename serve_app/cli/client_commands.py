@@ -14,7 +14,16 @@ from rich.text import Text
 from serve_app.cli.client import Client, Json, ServerEvent
 from serve_app.cli.exits import Failure
 from serve_app.cli.ingest import DEFAULT_BATCH_SIZE, IngestReport, ingest
-from serve_app.cli.options import DEFAULT_COLLECTION, CollectionOption, JsonOption, KOption, UrlOption, server_url
+from serve_app.cli.options import (
+    DEFAULT_COLLECTION,
+    CollectionOption,
+    JsonOption,
+    KOption,
+    ModeOption,
+    RewriteOption,
+    UrlOption,
+    server_url,
+)
 from serve_app.cli.render import Steps, err, out, print_answer, print_error, print_ingested, print_json, print_search
 
 
@@ -100,12 +109,15 @@ def search_command(
     query: Annotated[str, typer.Argument(help="What to look for.")],
     collection: CollectionOption = DEFAULT_COLLECTION,
     k: KOption = None,
+    mode: ModeOption = None,
     rerank: Annotated[bool, typer.Option("--rerank/--no-rerank", help="Whether to rerank what is found.")] = True,
+    rewrite: RewriteOption = True,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the passages that fit a query best."""
-    request = _without_none({"query": query, "collection": collection, "k": k, "rerank": rerank})
+    options = {"k": k, "mode": mode, "rerank": rerank, "rewrite": _only_off(rewrite)}
+    request = _without_none({"query": query, "collection": collection} | options)
     with Client(server_url(url)) as client, Steps("searching"):
         response = client.search(request)
     if as_json:
@@ -118,6 +130,9 @@ def ask_command(
     question: Annotated[str, typer.Argument(help="The question to answer from the documents.")],
     collection: CollectionOption = DEFAULT_COLLECTION,
     k: KOption = None,
+    mode: ModeOption = None,
+    rewrite: RewriteOption = True,
+    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Whether an answer given before will do.")] = True,
     stream: Annotated[bool, typer.Option("--stream", help="Show the answer while it is being written.")] = False,
     timeout_s: Annotated[
         float | None, typer.Option("--timeout", min=0.1, help="The request's deadline, seconds.")
@@ -129,7 +144,9 @@ def ask_command(
 
     With --stream and --json together, each event is one JSON line.
     """
-    request = _without_none({"question": question, "collection": collection, "k": k, "timeout_s": timeout_s})
+    switches = {"rewrite": _only_off(rewrite), "cache": _only_off(cache)}
+    options = {"k": k, "mode": mode, "timeout_s": timeout_s} | switches
+    request = _without_none({"question": question, "collection": collection} | options)
     with Client(server_url(url)) as client:
         if stream:
             show_stream(client.stream_answer(request), as_json=as_json)
@@ -194,6 +211,11 @@ def first_steps(url: str, question: str | None, documents: Path | None, collecti
 
 def _has_documents(client: Client, collection: str) -> bool:
     return any(item.get("name") == collection and item.get("num_documents") for item in client.collections())
+
+
+def _only_off(switch: bool) -> bool | None:
+    """A switch that is on by default is left out of the request unless it is off."""
+    return None if switch else False
 
 
 def _without_none(request: Json) -> Json:

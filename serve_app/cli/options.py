@@ -35,6 +35,13 @@ CollectionOption = Annotated[
     str, typer.Option("--collection", "-c", metavar="NAME", help="The collection of documents to work on.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts, and nothing else, on stdout.")]
+ModeOption = Annotated[
+    str | None,
+    typer.Option("--mode", metavar="MODE", help="vector, text or hybrid. (default: the server's)"),
+]
+RewriteOption = Annotated[
+    bool, typer.Option("--rewrite/--no-rewrite", help="Whether to search sub-queries beside the question itself.")
+]
 KOption = Annotated[int | None, typer.Option("-k", min=1, help="How many results. (default: the server's)")]
 
 

@@ -81,7 +81,10 @@ def print_answer(answer: Json, *, with_text: bool = True) -> None:
     for citation in citations:
         print_citation(citation)
     out.print()
-    out.print(Text(f"generator: {answer.get('generator', 'unknown')}", style="dim"))
+    cached = ", given before" if answer.get("cached") else ""
+    out.print(Text(f"generator: {answer.get('generator', 'unknown')}{cached}", style="dim"))
+    if removed := answer.get("removed_citations"):
+        out.print(Text(f"removed citations of sources that were not given: {removed}", style="yellow"))
     if degraded := answer.get("degraded"):
         out.print(Text(f"degraded: {', '.join(map(str, degraded))}", style="yellow"))
     print_timings(answer.get("timings") or [])
@@ -105,15 +108,16 @@ def print_search(response: Json) -> None:
 
 
 def print_timings(timings: Sequence[Json]) -> None:
-    """A row for each stage, in milliseconds."""
+    """A row for each call of a stage, in milliseconds, in the order in which they began."""
     if not timings:
         return
     table = Table("stage", box=None, header_style="bold", pad_edge=False)
-    for heading in ("total ms", "queue ms", "batch wait ms", "compute ms", "batch size"):
+    for heading in ("began ms", "total ms", "queue ms", "batch wait ms", "compute ms", "batch size"):
         table.add_column(heading, justify="right")
-    for timing in timings:
-        times = [_milliseconds(timing.get(key)) for key in ("total_s", "queue_s", "batch_wait_s", "compute_s")]
-        table.add_row(str(timing.get("stage", "")), *times, str(timing.get("batch_size", "")))
+    keys = ("start_s", "total_s", "queue_s", "batch_wait_s", "compute_s")
+    for timing in sorted(timings, key=lambda timing: float(timing.get("start_s") or 0)):
+        call = f"{timing.get('stage', '')} {timing.get('branch', '')}".rstrip()
+        table.add_row(call, *(_milliseconds(timing.get(key)) for key in keys), str(timing.get("batch_size", "")))
     out.print(table)
 
 

@@ -15,6 +15,7 @@ from deployments.contracts import (
     Reranks,
     Searches,
     SearchRequest,
+    SearchResult,
     Vector,
 )
 from deployments.embedder import Embedder, EmbedderConfig
@@ -52,7 +53,14 @@ class Backend:
         assert report.rejected == ()
 
     async def search(self, request: SearchRequest) -> list[Passage]:
+        return list((await self.find(request)).passages)
+
+    async def find(self, request: SearchRequest) -> SearchResult:
+        """The passages and the version that they were read from."""
         return (await self.retriever.search(request, BUDGET_S)).value
+
+    async def version(self, collection: str = "docs") -> int:
+        return (await self.retriever.version(collection, BUDGET_S)).value
 
 
 def fake_backend() -> Backend:

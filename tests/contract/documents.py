@@ -21,7 +21,7 @@ def folded(text: str) -> str:
 async def texts_in(backend: Backend, collection: str = "docs") -> dict[str, list[str]]:
     """Every passage's text by document id, in the order of the document."""
     vector = (await backend.embed("anything"))[0]
-    found = await backend.search(SearchRequest(collection, vector, 1000))
+    found = await backend.search(SearchRequest(collection, 1000, vector=vector))
     texts: dict[str, list[str]] = {}
     for passage in sorted(found, key=lambda passage: (passage.document_id, passage.start)):
         texts.setdefault(passage.document_id, []).append(passage.text)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from deployments.context import NOT_FOUND, ContextConfig, cited_sources, prompt_messages
+from deployments.citations import CitationFilter
+from deployments.context import NOT_FOUND
 from deployments.contracts import (
     Delta,
     Document,
@@ -21,8 +23,9 @@ from deployments.contracts import (
     Source,
 )
 from deployments.embedder import Embedder
-from deployments.errors import DeadlineExceeded
-from deployments.generator import Generator, GeneratorConfig
+from deployments.errors import DeadlineExceeded, StageError
+from deployments.generator import ExtractiveConfig, Generator, GeneratorConfig
+from deployments.prompts import PromptsConfig, prompt_messages
 from deployments.remote import RemoteGenerator
 from deployments.store import StoreConfig
 from tests.contract.backends import BUDGET_S, Backend
@@ -47,7 +50,7 @@ def asking(
     *texts: str, question: str = QUESTION, options: GenerationOptions | None = None, budget_s: float = BUDGET_S
 ) -> GenerateRequest:
     sources = tuple(Source(number, Passage("", "", text, 0.0)) for number, text in enumerate(texts, start=1))
-    messages = prompt_messages(question, sources, ContextConfig())
+    messages = prompt_messages(question, sources, PromptsConfig())
     return GenerateRequest(question, sources, messages, options or GenerationOptions(), budget_s=budget_s)
 
 
@@ -76,8 +79,16 @@ async def test_deltas_come_first_and_then_exactly_one_end(generator: Generates) 
 async def test_only_numbers_that_were_given_are_cited(generator: Generates) -> None:
     request = asking(TIDES, BEES)
     text, _ = await answered(generator, request)
-    assert numbers_in(text)
-    assert numbers_in(text) == {source.number for source in cited_sources(text, request.sources)}
+    citations = CitationFilter(len(request.sources))
+    assert citations.feed(text) + citations.flush() == text
+    assert citations.removed == ()
+    assert set(citations.cited) == numbers_in(text) != set()
+
+
+async def test_a_confidence_is_between_0_and_1_where_there_is_one(generator: Generates) -> None:
+    for request in (asking(TIDES, BEES), asking(), asking(QUESTION), asking(BEES, question="Where is my passport?")):
+        _, last = await answered(generator, request)
+        assert last.confidence is None or 0.0 <= last.confidence <= 1.0
 
 
 async def test_without_sources_the_answer_is_that_nothing_was_found(generator: Generates) -> None:
@@ -135,6 +146,22 @@ async def test_extracts_that_are_nowhere_near_the_question_are_no_answer(meaning
     assert last.finish_reason == "stop"
 
 
+@pytest.mark.parametrize("question", [QUESTION, "Who lays the eggs of a hive?", "How do I renew my passport?"])
+async def test_confidence_is_below_the_limit_exactly_where_nothing_is_extracted(
+    meaningful: Backend, question: str
+) -> None:
+    for texts in ((TIDES,), (BEES,), (TIDES, BEES), ()):
+        text, last = await answered(meaningful.generator, asking(*texts, question=question))
+        assert last.confidence is not None
+        assert (last.confidence < ExtractiveConfig().min_score) == (text == NOT_FOUND)
+
+
+async def test_extracts_have_no_citations_of_their_own(meaningful: Backend) -> None:
+    tides = "The tides of the sea are made by the moon [2], which pulls the water [1-3]."
+    text, _ = await answered(meaningful.generator, asking(tides))
+    assert text == "The tides of the sea are made by the moon (2), which pulls the water (1-3). [1]"
+
+
 async def test_extracts_never_take_a_heading_or_a_question_for_an_answer(meaningful: Backend) -> None:
     text, _ = await answered(meaningful.generator, asking(f"# {QUESTION}", f"{QUESTION} {QUESTION}"))
     assert text == NOT_FOUND
@@ -148,11 +175,50 @@ async def test_a_sentence_that_stands_in_two_sources_is_quoted_once(meaningful: 
 async def test_extracts_of_stored_passages_are_those_of_their_texts(meaningful: Backend) -> None:
     await meaningful.fill("docs", Document("tides", TIDES), Document("bees", BEES))
     vector = (await meaningful.embed(QUESTION))[0]
-    passages = await meaningful.search(SearchRequest("docs", vector, 10))
+    passages = await meaningful.search(SearchRequest("docs", 10, vector=vector))
     sources = tuple(Source(number, passage) for number, passage in enumerate(passages, start=1))
     stored = GenerateRequest(QUESTION, sources, (), collection="docs", question_vector=vector, budget_s=BUDGET_S)
     adhoc = asking(*(passage.text for passage in passages))
     assert (await answered(meaningful.generator, stored))[0] == (await answered(meaningful.generator, adhoc))[0]
+
+
+GULLS = "Gulls shout at the coast all day long. " * 6
+BOATS = "Boats lie in the harbour until the water is back. " * 6
+LONG = (
+    f"The tides of the sea are made by the moon. {GULLS}\n\n{BOATS}"
+    "The moon and the sun make the tides of the sea together."
+)
+
+
+async def merged_source(backend: Backend) -> Source:
+    """LONG, stored in several passages and merged into one source."""
+    await backend.fill("docs", Document("long", LONG))
+    vector = (await backend.embed(QUESTION))[0]
+    passages = await backend.search(SearchRequest("docs", 100, vector=vector))
+    parts = tuple(sorted(passages, key=lambda passage: passage.position))
+    assert len(parts) > 1
+    return Source(1, replace(parts[0], text=LONG, end=len(LONG)), parts)
+
+
+async def test_extracts_of_merged_passages_stand_in_the_order_of_their_document(meaningful: Backend) -> None:
+    request = GenerateRequest(QUESTION, (await merged_source(meaningful),), (), collection="docs", budget_s=BUDGET_S)
+    text, _ = await answered(meaningful.generator, request)
+    assert text == (
+        "The tides of the sea are made by the moon. [1] The moon and the sun make the tides of the sea together. [1]"
+    )
+
+
+async def test_stored_passages_are_extracted_by_their_words_where_the_embedder_fails(
+    meaningful: Backend, minilm: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = await merged_source(meaningful)
+    monkeypatch.setattr(minilm, "embed", None)
+    request = GenerateRequest(QUESTION, (source,), (), collection="docs", budget_s=BUDGET_S)
+    text, _ = await answered(meaningful.generator, request)
+    assert "tides of the sea" in text
+    assert "Gulls" not in text
+    with pytest.raises(StageError):
+        await answered(meaningful.generator, asking(LONG))
 
 
 @pytest.fixture

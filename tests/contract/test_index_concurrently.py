@@ -45,7 +45,7 @@ async def test_no_reader_sees_a_document_half_replaced(stages: Backend) -> None:
     writing = asyncio.ensure_future(_replace_again_and_again(stages, versions))
     seen: set[str] = set()
     while not writing.done():
-        found = await stages.search(SearchRequest("docs", vector, 1000, filter={"document_id": "a"}))
+        found = await stages.search(SearchRequest("docs", 1000, vector=vector, filter={"document_id": "a"}))
         seen.add(folded(" ".join(p.text for p in sorted(found, key=lambda p: p.start))))
         await asyncio.sleep(0)
     await writing

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 
 from deployments.contracts import Candidate, Document, EmbedRequest, Passage, RerankRequest, Reranks, SearchRequest
 from deployments.embedder import Embedder
-from deployments.errors import DeadlineExceeded, NotFound
+from deployments.errors import DeadlineExceeded, NotFound, StageError
+from deployments.evidence import EvidenceConfig
 from deployments.hop import HopConfig
 from deployments.remote import RemoteReranker
 from deployments.reranker import Reranker, RerankerConfig
@@ -87,10 +90,17 @@ async def test_no_candidates_have_no_scores(reranker: Reranks) -> None:
     assert await rerank(reranker) == []
 
 
+# Evidence weighs a word by how few of the candidates hold it.
+@pytest.mark.parametrize("reranker", ["fake", "cross_encoder"], indirect=True)
 async def test_a_candidate_scores_the_same_alone_and_among_others(reranker: Reranks) -> None:
     together = await rerank(reranker, *(Candidate(text) for text in TEXTS))
     alone = [(await rerank(reranker, Candidate(text)))[0] for text in TEXTS]
     assert together == pytest.approx(alone, abs=1e-4)
+
+
+async def test_the_same_candidate_twice_has_the_same_score_twice(reranker: Reranks) -> None:
+    first, *_, last = await rerank(reranker, *(Candidate(text) for text in (TEXTS[1], *TEXTS, TEXTS[1])))
+    assert first == pytest.approx(last, abs=1e-4)
 
 
 async def test_callers_at_the_same_time_get_their_own_scores(reranker: Reranks) -> None:
@@ -116,15 +126,67 @@ async def stored(backend: Backend) -> list[Passage]:
     """All passages of DOCUMENTS, indexed in `docs`, by id."""
     await backend.fill("docs", *DOCUMENTS)
     vector = (await backend.embed(QUERY))[0]
-    return sorted(await backend.search(SearchRequest("docs", vector, 100)), key=lambda passage: passage.id)
+    return sorted(await backend.search(SearchRequest("docs", 100, vector=vector)), key=lambda passage: passage.id)
 
 
-async def test_evidence_is_the_cosine_of_the_best_sentence(meaningful: Backend) -> None:
-    sentences = ("Many things happen at the coast.", "The tides of the sea are made by the moon.")
+def candidates_of(passages: Sequence[Passage]) -> list[Candidate]:
+    return [Candidate(passage.text, passage.id, passage.title) for passage in passages]
+
+
+def adhoc(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The same texts and titles, stored nowhere."""
+    return [replace(candidate, id="") for candidate in candidates]
+
+
+def evidence(minilm: Embedder, folder: Path, **config: float) -> RemoteReranker:
+    """A reranker by sentence evidence over a store in this folder."""
+    reranker = RerankerConfig(evidence=EvidenceConfig.model_validate(config))
+    return RemoteReranker(
+        LocalHandle(Reranker(reranker, StoreConfig(uri=str(folder)), LocalHandle(minilm))), HopConfig()
+    )
+
+
+SENTENCES = ("Many things happen at the coast.", "The tides of the sea are made by the moon.")
+
+
+async def test_evidence_of_vectors_is_the_cosine_of_the_best_sentence(
+    meaningful: Backend, minilm: Embedder, tmp_path: Path
+) -> None:
     question = (await meaningful.embedder.embed(EmbedRequest((QUERY,)), BUDGET_S)).value.vectors[0]
-    expected = float((await meaningful.embed(*sentences) @ question).max())
-    (score,) = await rerank(meaningful.reranker, Candidate(" ".join(sentences)))
+    expected = float((await meaningful.embed(*SENTENCES) @ question).max())
+    (score,) = await rerank(evidence(minilm, tmp_path, coverage_weight=0), Candidate(" ".join(SENTENCES)))
     assert score == pytest.approx(expected, abs=INT8_TOLERANCE)
+
+
+async def test_evidence_of_words_is_the_coverage_of_the_best_sentence(minilm: Embedder, tmp_path: Path) -> None:
+    by_words = evidence(minilm, tmp_path, coverage_weight=1)
+    whole, part, nothing = await rerank(by_words, *map(Candidate, (f"{SENTENCES[0]} {QUERY}", SENTENCES[1], "Bees.")))
+    assert (whole, nothing) == pytest.approx((1.0, 0.0))
+    assert 0.2 < part < 0.8
+
+
+async def test_evidence_is_the_mean_of_vectors_and_words(meaningful: Backend, minilm: Embedder, tmp_path: Path) -> None:
+    candidate = Candidate("The tides of the sea are made by the moon.")
+    by_vector, by_words = [
+        (await rerank(evidence(minilm, tmp_path, coverage_weight=weight), candidate))[0] for weight in (0, 1)
+    ]
+    (score,) = await rerank(meaningful.reranker, candidate)
+    assert score == pytest.approx((by_vector + by_words) / 2, abs=1e-4)
+
+
+async def test_evidence_tells_names_and_numbers_apart(meaningful: Backend) -> None:
+    texts = [f"Sensor {number} was replaced in May." for number in ("E4710", "E4711", "E4712", "E4713")]
+    scores = await rerank(meaningful.reranker, *map(Candidate, texts), query="When was E4711 replaced?")
+    assert int(np.argmax(scores)) == 1
+    assert scores[1] > max(scores[:1] + scores[2:]) + 0.1
+
+
+async def test_evidence_counts_the_title_as_one_more_sentence(meaningful: Backend) -> None:
+    text = "It is all a matter of gravity."
+    titled, untitled = await rerank(
+        meaningful.reranker, Candidate(text, title="What makes the tides of the sea"), Candidate(text)
+    )
+    assert titled > untitled + 0.3
 
 
 async def test_evidence_ranks_the_passage_with_the_answer_first(meaningful: Backend) -> None:
@@ -134,32 +196,49 @@ async def test_evidence_ranks_the_passage_with_the_answer_first(meaningful: Back
 
 async def test_evidence_of_a_stored_passage_equals_that_of_its_text(meaningful: Backend) -> None:
     passages = await stored(meaningful)
-    by_id = [Candidate(p.text, p.id, p.title) for p in passages]
-    adhoc = [Candidate(p.text) for p in passages]
-    looked_up = await rerank(meaningful.reranker, *by_id, collection="docs")
-    assert looked_up == pytest.approx(await rerank(meaningful.reranker, *adhoc), abs=INT8_TOLERANCE)
+    candidates = candidates_of(passages)
+    looked_up = await rerank(meaningful.reranker, *candidates, collection="docs")
+    assert looked_up == pytest.approx(await rerank(meaningful.reranker, *adhoc(candidates)), abs=INT8_TOLERANCE)
+
+
+async def test_evidence_of_a_stored_title_equals_that_of_the_title_given(meaningful: Backend) -> None:
+    await meaningful.fill("docs", *DOCUMENTS, Document("titled", "All a matter of gravity.", QUERY.rstrip("?")))
+    vector = (await meaningful.embed(QUERY))[0]
+    candidates = candidates_of(await meaningful.search(SearchRequest("docs", 100, vector=vector)))
+    looked_up = await rerank(meaningful.reranker, *candidates, collection="docs")
+    assert looked_up == pytest.approx(await rerank(meaningful.reranker, *adhoc(candidates)), abs=INT8_TOLERANCE)
+    assert candidates[int(np.argmax(looked_up))].id == "titled:0"
 
 
 async def test_evidence_takes_stored_and_new_texts_together(meaningful: Backend) -> None:
     passages = await stored(meaningful)
     mixed = [Candidate(TEXTS[2])]
-    for passage in passages:
-        mixed += [Candidate(passage.text, passage.id), Candidate(passage.text), Candidate(passage.text, "unknown:7")]
+    for candidate in candidates_of(passages):
+        mixed += [candidate, replace(candidate, id=""), replace(candidate, id="unknown:7")]
     scores = await rerank(meaningful.reranker, *mixed, collection="docs")
-    adhoc = [Candidate(candidate.text) for candidate in mixed]
-    assert scores == pytest.approx(await rerank(meaningful.reranker, *adhoc), abs=INT8_TOLERANCE)
+    assert scores == pytest.approx(await rerank(meaningful.reranker, *adhoc(mixed)), abs=INT8_TOLERANCE)
 
 
 async def test_stored_evidence_needs_no_embedding_where_the_query_vector_is_given(
     meaningful: Backend, minilm: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passages = await stored(meaningful)
+    candidates = tuple(candidates_of(await stored(meaningful)))
     question = (await meaningful.embedder.embed(EmbedRequest((QUERY,)), BUDGET_S)).value.vectors[0]
-    candidates = tuple(Candidate(p.text, p.id) for p in passages)
     expected = await rerank(meaningful.reranker, *candidates, collection="docs")
     monkeypatch.setattr(minilm, "embed", None)
     scored = await meaningful.reranker.rerank(RerankRequest(QUERY, candidates, "docs", question), BUDGET_S)
     assert scored.value.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+async def test_where_the_embedder_fails_evidence_of_stored_passages_is_in_their_words(
+    meaningful: Backend, minilm: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidates = candidates_of(await stored(meaningful))
+    by_words = await rerank(evidence(minilm, tmp_path, coverage_weight=1), *candidates, collection="docs")
+    monkeypatch.setattr(minilm, "embed", None)
+    assert await rerank(meaningful.reranker, *candidates, collection="docs") == pytest.approx(by_words, abs=1e-4)
+    with pytest.raises(StageError):
+        await rerank(meaningful.reranker, *adhoc(candidates))
 
 
 @pytest.mark.parametrize("text", ["", " \n\t "])
@@ -169,26 +248,25 @@ async def test_a_text_without_a_sentence_has_no_evidence(meaningful: Backend, te
 
 async def test_evidence_is_that_of_the_text_given_when_its_document_was_replaced(meaningful: Backend) -> None:
     coast = next(passage for passage in await stored(meaningful) if passage.document_id == "coast")
-    candidate = Candidate(coast.text, coast.id)
+    (candidate,) = candidates_of([coast])
     before = await rerank(meaningful.reranker, candidate, collection="docs")
     await meaningful.fill("docs", Document("coast", "Nothing but dunes and wind here."))
     assert await rerank(meaningful.reranker, candidate, collection="docs") == pytest.approx(before, abs=INT8_TOLERANCE)
-    (after,) = await rerank(
-        meaningful.reranker, Candidate("Nothing but dunes and wind here.", coast.id), collection="docs"
-    )
+    replaced = Candidate("Nothing but dunes and wind here.", coast.id)
+    (after,) = await rerank(meaningful.reranker, replaced, collection="docs")
     assert after < before[0] - 0.1
 
 
 async def test_evidence_of_a_collection_made_anew_is_not_that_of_the_old_one(meaningful: Backend) -> None:
     passages = await stored(meaningful)
-    await rerank(meaningful.reranker, *(Candidate(p.text, p.id) for p in passages), collection="docs")
+    await rerank(meaningful.reranker, *candidates_of(passages), collection="docs")
     for texts in (("Sand and wind.", "Flour and water."), ("Rain and clouds.", "Salt and pepper.")):
         await meaningful.indexer.delete_collection("docs")
         await meaningful.fill("docs", Document("coast", texts[0]), Document("bees", texts[1]))
         by_id = (Candidate(texts[0], "coast:0"), Candidate(texts[1], "bees:0"))
         scores = await rerank(meaningful.reranker, *by_id, collection="docs")
-        adhoc = await rerank(meaningful.reranker, *(Candidate(text) for text in texts))
-        assert scores == pytest.approx(adhoc, abs=INT8_TOLERANCE)
+        of_texts = await rerank(meaningful.reranker, *adhoc(by_id))
+        assert scores == pytest.approx(of_texts, abs=INT8_TOLERANCE)
 
 
 async def test_evidence_from_an_unknown_collection_is_not_found(meaningful: Backend) -> None:
@@ -199,12 +277,8 @@ async def test_evidence_from_an_unknown_collection_is_not_found(meaningful: Back
 async def test_evidence_stays_right_when_its_cache_holds_next_to_nothing(
     meaningful: Backend, minilm: Embedder, tmp_path: Path
 ) -> None:
-    passages = await stored(meaningful)
-    candidates = [Candidate(p.text, p.id) for p in passages]
-    config = RerankerConfig(evidence_cache_bytes=500)
-    small = RemoteReranker(
-        LocalHandle(Reranker(config, StoreConfig(uri=str(tmp_path)), LocalHandle(minilm))), HopConfig()
-    )
+    candidates = candidates_of(await stored(meaningful))
+    small = evidence(minilm, tmp_path, cache_bytes=500)
     expected = await rerank(meaningful.reranker, *candidates, collection="docs")
     for _ in range(3):
         assert await rerank(small, *candidates, collection="docs") == pytest.approx(expected, abs=1e-4)

@@ -33,7 +33,7 @@ async def query(backend: Backend) -> Vector:
 
 
 async def ids_of(backend: Backend, wanted: Mapping[str, Any] | None) -> set[str]:
-    found = await backend.search(SearchRequest("docs", await query(backend), 100, filter=wanted))
+    found = await backend.search(SearchRequest("docs", 100, vector=await query(backend), filter=wanted))
     return {passage.document_id for passage in found}
 
 
@@ -73,8 +73,22 @@ FILTERS: tuple[tuple[dict[str, Any] | None, set[str]], ...] = (
     ({"source": {"gt": "bees.txt", "lt": "it's.txt"}}, {"größe"}),
     ({"year": 2010, "lent": False}, {"bees"}),
     ({"year": 2010, "lent": True}, set()),
-    ({"unheard_of": 1}, set()),
-    ({"unheard_of": {"ne": 1}}, set()),
+    ({"title": {"contains": "IDE"}}, {"tides"}),
+    ({"title": {"contains": "grÖß"}}, {"größe"}),
+    ({"source": {"contains": ".txt"}}, {"tides", "bees", "iron"}),
+    ({"source": {"contains": "t's"}}, {"iron"}),
+    ({"document_id": {"contains": "'ID\"/\\"}}, {"odd 'id\"/\\"}),
+    ({"author": {"contains": "brien"}}, {"iron"}),
+    ({"author": {"contains": "数据"}}, {"größe"}),
+    ({"author": {"contains": '"hi" \\'}}, {"odd 'id\"/\\"}),
+    ({"author": {"contains": "O'", "ne": "O'Brien"}}, set()),
+    ({"metadata.author": {"contains": "SAY"}}, {"odd 'id\"/\\"}),
+    ({"author": {"contains": ""}}, {"iron", "größe", "odd 'id\"/\\"}),
+    ({"year": {"contains": "20"}}, set()),
+    ({"title": {"contains": "%"}}, set()),
+    ({"title": {"contains": "T_des"}}, set()),
+    ({"title": {"contains": "T.*s"}}, set()),
+    ({"author": {"contains": "%') OR true --"}}, set()),
     ({"author": "' OR '1'='1"}, set()),
     ({"document_id": "x' OR 'a'='a"}, set()),
     ({"author": "x'; DROP TABLE docs; --"}, set()),
@@ -92,7 +106,69 @@ async def test_a_filtered_search_still_finds_k(stages: Backend) -> None:
     near = [Document(f"near{number}", "What do the tides do?") for number in range(20)]
     far = [Document(f"far{number}", "Bees make honey.", metadata={"wanted": True}) for number in range(5)]
     await stages.fill("docs", *near, *far)
-    found = await stages.search(SearchRequest("docs", await query(stages), 5, filter={"wanted": True}))
+    found = await stages.search(SearchRequest("docs", 5, vector=await query(stages), filter={"wanted": True}))
+    assert {passage.document_id for passage in found} == {document.id for document in far}
+
+
+@pytest.mark.parametrize("field", ["yaer", "metadata.yaer"])
+@pytest.mark.parametrize("wanted", [1, {"ne": 1}, {"contains": "x"}, [1, "x"]])
+async def test_a_field_that_no_document_has_is_refused_with_those_that_there_are(
+    library: Backend, field: str, wanted: Any
+) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        await ids_of(library, {"lent": True, field: wanted})
+    assert repr(field) in refused.value.message
+    assert "year" in refused.value.message
+
+
+async def test_of_many_fields_the_ten_nearest_are_named(real: Backend) -> None:
+    metadata = {f"field{number}": number for number in range(20)} | {"publisher": "x"}
+    await real.fill("docs", Document("a", "A text.", metadata=metadata))
+    with pytest.raises(InvalidInput) as refused:
+        await ids_of(real, {"publihser": "x"})
+    named = refused.value.message.partition("known fields: ")[2].split(", ")
+    assert named[0] == "publisher"
+    assert len(named) == 10
+
+
+async def test_a_field_is_known_from_the_first_document_that_has_it(stages: Backend) -> None:
+    await stages.fill("docs", Document("a", "A text."))
+    with pytest.raises(InvalidInput):
+        await ids_of(stages, {"year": 1})
+    await stages.fill("docs", Document("b", "A text.", metadata={"year": 1}))
+    assert await ids_of(stages, {"year": 1}) == {"b"}
+    await stages.fill("docs", Document("a", "Another text.", metadata={"author": "Ærø"}))
+    assert await ids_of(stages, {"author": {"contains": "ær"}}) == {"a"}
+    assert await ids_of(stages, {"year": {"gte": 1}}) == {"b"}
+
+
+async def test_the_fields_of_one_collection_are_unknown_in_another(stages: Backend) -> None:
+    await stages.fill("docs", Document("a", "A text."))
+    await stages.fill("other", Document("a", "A text.", metadata={"year": 1}))
+    with pytest.raises(InvalidInput):
+        await ids_of(stages, {"year": 1})
+
+
+async def test_a_collection_with_more_fields_than_are_kept_track_of_takes_any(real: Backend) -> None:
+    metadata = {f"field{number}": number for number in range(1001)}
+    await real.fill("docs", Document("a", "A text.", metadata=metadata))
+    assert await ids_of(real, {"field7": 7}) == {"a"}
+    assert await ids_of(real, {"unheard_of": 7}) == set()
+
+
+async def test_a_filter_holds_for_text_search_as_well(stages: Backend) -> None:
+    texts = ("tides", "tides of the sea", "bees")
+    await stages.fill("docs", *(Document(f"d{n}", text, metadata={"n": n}) for n, text in enumerate(texts)))
+    for wanted, expected in (({"n": {"gte": 1}}, {"d1"}), ({"document_id": "d0"}, {"d0"}), ({"n": 2}, set())):
+        found = await stages.search(SearchRequest("docs", 10, "text", text="tides", filter=wanted))
+        assert {passage.document_id for passage in found} == expected
+
+
+async def test_a_filtered_text_search_still_finds_k(stages: Backend) -> None:
+    near = [Document(f"near{number}", "tides tides tides") for number in range(20)]
+    far = [Document(f"far{number}", "the sea has tides", metadata={"wanted": True}) for number in range(5)]
+    await stages.fill("docs", *near, *far)
+    found = await stages.search(SearchRequest("docs", 5, "text", text="tides", filter={"wanted": True}))
     assert {passage.document_id for passage in found} == {document.id for document in far}
 
 
@@ -107,6 +183,8 @@ async def test_a_field_may_hold_values_of_every_kind(real: Backend) -> None:
     assert await ids_of(real, {"v": {"gte": ""}}) == {"text", "empty"}
     assert await ids_of(real, {"v": {"ne": "7"}}) == {"empty"}
     assert await ids_of(real, {"v": [7, "7", True]}) == {"number", "text", "yes"}
+    assert await ids_of(real, {"v": {"contains": "7"}}) == {"text"}
+    assert await ids_of(real, {"v": {"contains": ""}}) == {"text", "empty"}
 
 
 @pytest.mark.parametrize(
@@ -130,6 +208,15 @@ async def test_a_field_may_hold_values_of_every_kind(real: Backend) -> None:
         {"year": "\ud800"},
         {"source": 5},
         {"title": {"gt": True}},
+        {"title": {"contains": 5}},
+        {"year": {"contains": 20}},
+        {"year": {"contains": "\ud800"}},
+        {"year\x00": 1},
+        {"\x00": 1},
+        {"year' --": 1},
+        {"%": 1},
+        {'year"': 1},
+        {"$.year": 1},
     ],
     ids=repr,
 )
@@ -145,7 +232,7 @@ async def test_a_filter_that_can_not_be_used_is_refused_by_the_name_of_its_field
 async def test_a_filter_that_can_not_be_used_does_not_fail_its_neighbours(real: Backend) -> None:
     await real.fill("docs", *BOOKS)
     vector = await query(real)
-    requests = [SearchRequest("docs", vector, 3, filter={"a b": 1}), SearchRequest("docs", vector, 3)]
+    requests = [SearchRequest("docs", 3, vector=vector, filter={"a b": 1}), SearchRequest("docs", 3, vector=vector)]
     refused, answered = await asyncio.gather(*(real.search(r) for r in requests), return_exceptions=True)
     assert isinstance(refused, InvalidInput)
     assert not isinstance(answered, BaseException)
@@ -165,3 +252,5 @@ async def test_any_text_finds_exactly_itself_as_a_filter_value(real: Backend) ->
     for number, value in enumerate(ODD_VALUES):
         assert await ids_of(real, {"v": value}) == {f"d{number}"}
         assert await ids_of(real, {"v": {"gte": value, "lte": value}}) == {f"d{number}"}
+        holding = {f"d{n}" for n, other in enumerate(ODD_VALUES) if value.lower() in other.lower()}
+        assert await ids_of(real, {"v": {"contains": value}}) == holding

@@ -41,7 +41,7 @@ def raglane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     arguments = document["applications"][0]["args"]
     arguments["generator"]["vllm"] |= model | {"runtime_env": {"env_vars": {"HF_HUB_OFFLINE": "1"}}}
     arguments["generator"]["vllm"]["engine_kwargs"]["max_model_len"] = CONTEXT_TOKENS
-    arguments["lane"]["question_max_chars"] = 400_000
+    arguments["lane"]["parsing"] = {"question_max_chars": 400_000}
     config = folder / "cpu-vllm.yaml"
     config.write_text(yaml.safe_dump(document))
     with command_line(folder) as raglane:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import json
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,6 +20,7 @@ from ray import serve
 
 from deployments.contracts import Delta, Generated, GenerateRequest, GenerationEvent, GenerationOptions
 from deployments.errors import ConfigError, DeadlineExceeded, InputTooLong, InvalidInput, StageUnavailable
+from deployments.llm_rewriting import rewrite_schema
 from deployments.token_counting import TokenCounter
 from deployments.vllm_generator import VllmConfig, build_token_counter, build_vllm_generator
 from tests.tiny_llm import MAX_LENGTH_TOKENS, make_tiny_llm
@@ -29,6 +31,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 LONG = 30_000  # tokens of an answer that takes the engine much longer than a test waits
+
+# vLLM's own choice, xgrammar with any white space, allows white space without end, and control
+# characters that are no JSON.
+STRICT_JSON = {"backend": "guidance", "disable_any_whitespace": True}
+
+# The bounds force the model, whose weights are random, to an end within a few hundred tokens.
+BOUNDED = rewrite_schema(max_queries=2, max_query_chars=16)
+BOUNDED["properties"]["question"]["maxLength"] = 16
+BOUNDED_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,10 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def generator(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Generator:
-    config = _config(make_tiny_llm(tmp_path_factory.mktemp("tiny")))
+    config = _config(
+        make_tiny_llm(tmp_path_factory.mktemp("tiny")),
+        engine_kwargs={"structured_outputs_config": STRICT_JSON},
+    )
     return Generator(serve.run(build_vllm_generator(config), name="generator", route_prefix=None), config)
 
 
@@ -133,6 +147,50 @@ async def test_a_prompt_that_does_not_fit_is_refused_with_both_lengths(generator
 async def test_a_bad_sampling_option_is_refused_by_name(generator: Generator) -> None:
     with pytest.raises(InvalidInput, match="temperature"):
         await generator.answer(temperature=-1.0)
+
+
+async def test_under_a_json_schema_even_a_random_model_streams_json_that_fits_it(generator: Generator) -> None:
+    events = [event async for event in generator.generate(max_tokens=BOUNDED_TOKENS, json_schema=BOUNDED)]
+    *deltas, summary = events
+
+    _assert_fits_bounded("".join(delta.text for delta in deltas if isinstance(delta, Delta)))
+    assert len(deltas) > 5
+    assert isinstance(summary, Generated)
+    assert summary.finish_reason == "stop"
+
+
+async def test_answers_with_and_without_a_schema_run_side_by_side(generator: Generator) -> None:
+    constrained = [
+        generator.answer(max_tokens=BOUNDED_TOKENS, temperature=1.0, seed=n, json_schema=BOUNDED) for n in range(3)
+    ]
+    free = [generator.answer(f"Question {n}?", max_tokens=60) for n in range(3)]
+    answers = await asyncio.gather(*constrained, *free)
+
+    for text, summary in answers[:3]:
+        _assert_fits_bounded(text)
+        assert summary.finish_reason == "stop"
+    assert [summary.usage.completion_tokens for _, summary in answers[3:]] == [60] * 3
+    assert not any(text.startswith("{") for text, _ in answers[3:])
+
+
+async def test_the_grammar_of_a_rewriting_is_one_that_the_engine_takes(generator: Generator) -> None:
+    schema = rewrite_schema(max_queries=4, max_query_chars=513)
+    text, _ = await generator.answer(max_tokens=16, json_schema=schema)
+
+    assert text.startswith('{"question":"')
+
+
+async def test_a_json_schema_that_the_engine_refuses_is_the_caller_s_to_correct(generator: Generator) -> None:
+    with pytest.raises(InvalidInput, match=r"json_schema.*nonsense"):
+        await generator.answer(json_schema={"type": "nonsense"})
+    assert (await generator.answer(max_tokens=5))[1].usage.completion_tokens == 5
+
+
+def _assert_fits_bounded(text: str) -> None:
+    reply = json.loads(text)
+    assert reply.keys() == {"question", "queries"}
+    assert len(reply["queries"]) <= 2
+    assert all(len(value) <= 16 for value in [reply["question"], *reply["queries"]])
 
 
 async def test_concurrent_streams_all_finish(generator: Generator) -> None:

@@ -56,7 +56,7 @@ def test_no_two_errors_share_a_name() -> None:
 async def test_only_what_may_pass_tells_when_to_come_back(
     fakes: FakeServices, client: httpx.AsyncClient, error: RaglaneError, status: int, retry_after: str | None
 ) -> None:
-    fakes.embedder.faults.error = error
+    fakes.retriever.faults.error = error
     response = await client.post("/v1/search", json={"query": "moon"})
     assert response.status_code == status
     assert response.headers.get("retry-after") == retry_after

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from deployments.errors import StageUnavailable
 from serve_app.api.app import create_api
 from serve_app.api.openapi import openapi_json
 from serve_app.api.services import HttpConfig
@@ -34,7 +35,19 @@ async def test_readiness_lists_the_stages(fakes: FakeServices) -> None:
     async with fakes.client() as client:
         response = await client.get("/health/ready")
     assert response.status_code == 200
-    assert response.json() == {"status": "ready", "stages": {"embed": "ready", "generate": "ready"}}
+    stages = {"embed": "ready", "generate": "ready"}
+    assert response.json() == {"status": "ready", "stages": stages, "index_coverage": {}}
+
+
+async def test_readiness_tells_how_far_the_indexes_cover_each_collection(fakes: FakeServices) -> None:
+    await fakes.fill()
+    async with fakes.client() as client:
+        covered = (await client.get("/health/ready")).json()["index_coverage"]
+        fakes.indexer.faults.error = StageUnavailable("restarting")
+        unknown = (await client.get("/health/ready")).json()["index_coverage"]
+    assert list(covered) == ["docs"]
+    assert all(share == 1.0 for share in covered["docs"].values())
+    assert unknown == {}
 
 
 async def test_what_is_not_ready_is_named(fakes: FakeServices) -> None:

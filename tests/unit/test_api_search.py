@@ -31,10 +31,13 @@ async def test_a_search_returns_passages_by_descending_score(client: httpx.Async
 
 
 async def test_a_search_tells_where_its_time_went_twice_and_alike(client: httpx.AsyncClient) -> None:
-    response = await client.post("/v1/search", json={"query": "honey"})
+    response = await client.post("/v1/search", json={"query": "honey", "mode": "vector"})
     timings = response.json()["timings"]
-    assert [row["stage"] for row in timings] == ["parse", "rewrite", "embed", "search", "rerank"]
-    header = ", ".join(f"{row['stage']};dur={row['total_s'] * 1000:.2f}" for row in timings)
+    assert [row["stage"] for row in timings] == ["parse", "rewrite", "embed", "search", "search", "rerank"]
+    assert [row["branch"] for row in timings] == ["", "", "", "vector", "fuse", ""]
+    described = [f'{row["stage"]};desc="{row["branch"]}"' if row["branch"] else row["stage"] for row in timings]
+    durations = [f"dur={row['total_s'] * 1000:.2f}" for row in timings]
+    header = ", ".join(";".join(pair) for pair in zip(described, durations, strict=True))
     assert response.headers["server-timing"] == header
 
 
@@ -42,7 +45,7 @@ async def test_reranking_can_be_left_out(fakes: FakeServices, client: httpx.Asyn
     response = await client.post("/v1/search", json={"query": "honey", "rerank": False, "k": 2})
     assert fakes.reranker.requests == []
     assert len(response.json()["results"]) == 2
-    assert [row["stage"] for row in response.json()["timings"]] == ["parse", "rewrite", "embed", "search"]
+    assert "rerank" not in [row["stage"] for row in response.json()["timings"]]
 
 
 async def test_a_reranker_that_fails_is_left_out_and_named(fakes: FakeServices, client: httpx.AsyncClient) -> None:
@@ -66,13 +69,36 @@ async def test_the_default_collection_is_searched_unless_another_is_named(client
     assert empty.json()["results"] == []
 
 
-@pytest.mark.parametrize("mode", ["text", "hybrid"])
-async def test_modes_that_are_not_built_yet_are_refused_with_the_one_that_is(
-    client: httpx.AsyncClient, mode: str
+@pytest.mark.parametrize(
+    ("mode", "kinds"),
+    [("vector", {"vector"}), ("text", {"text"}), ("hybrid", {"vector", "text"}), (None, {"vector", "text"})],
+)
+async def test_a_search_is_by_meaning_by_words_or_both(
+    fakes: FakeServices, client: httpx.AsyncClient, mode: str | None, kinds: set[str]
 ) -> None:
     response = await client.post("/v1/search", json={"query": "honey", "mode": mode})
+    assert response.json()["results"][0]["id"] == "bees:0"
+    assert {request.kind for request in fakes.retriever.requests} == kinds
+
+
+async def test_filters_may_stand_in_the_query(fakes: FakeServices, client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/search", json={"query": "title:Iron what is there of honey?"})
+    assert [result["document_id"] for result in response.json()["results"]] == ["notes/iron"]
+    assert fakes.embedder.requests[0].texts[0] == "what is there of honey?"
+
+
+async def test_a_field_that_no_document_has_is_named(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/search", json={"query": "honey", "filter": {"yaer": 2020}})
     assert response.status_code == 400
-    assert response.json()["error"]["message"] == f"mode '{mode}' is not available yet; use 'vector'"
+    assert "'yaer'" in response.json()["error"]["message"]
+    assert "year" in response.json()["error"]["message"]
+
+
+async def test_sub_queries_can_be_left_out(fakes: FakeServices, client: httpx.AsyncClient) -> None:
+    body = {"query": "Which is heavier, iron or honey?"}
+    for rewrite in (True, False):
+        await client.post("/v1/search", json=body | {"rewrite": rewrite})
+    assert [len(request.texts) for request in fakes.embedder.requests] == [3, 1]
 
 
 async def test_a_collection_of_another_model_is_a_conflict(fakes: FakeServices, client: httpx.AsyncClient) -> None:

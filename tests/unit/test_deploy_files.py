@@ -20,7 +20,7 @@ from deployments.vllm_generator import to_llm_fields
 from serve_app.app import build_app
 from serve_app.cli.environment import EVERY_NODE
 from serve_app.config import AppConfig
-from serve_app.serve_file import DEPLOYMENTS, check_serve_document, custom_resources, load_serve_file
+from serve_app.serve_file import check_serve_document, custom_resources, deployments_of, load_serve_file
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PROFILES = ("local", "cpu-vllm", "gpu")
@@ -86,11 +86,12 @@ class TestProfiles:
 
     @pytest.mark.parametrize("profile", PROFILES)
     def test_every_deployment_is_sized_in_the_file(self, profile: str) -> None:
-        assert set(_deployments(profile)) == set(DEPLOYMENTS)
+        config = AppConfig.model_validate(_load(profile)["applications"][0]["args"])
+        assert set(_deployments(profile)) == set(deployments_of(config))
 
     def test_the_names_of_the_deployments_are_those_of_the_application(self) -> None:
         built = build_serve_app(build_app(AppConfig()), name="raglane")
-        assert {deployment.name for deployment in built.deployments} == set(DEPLOYMENTS)
+        assert {deployment.name for deployment in built.deployments} == set(deployments_of(AppConfig()))
         assert built.ingress_deployment_name == "Ingress"
 
     @pytest.mark.parametrize("profile", PROFILES)

@@ -19,7 +19,6 @@ from ray.exceptions import (
 )
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, RequestCancelledError
 
-from deployments.context import ContextConfig, prompt_messages
 from deployments.contracts import Delta, Generated, GenerateRequest, GenerationEvent, StageTiming, Usage
 from deployments.errors import (
     DeadlineExceeded,
@@ -33,6 +32,7 @@ from deployments.errors import (
     StageError,
     StageUnavailable,
 )
+from deployments.prompts import PromptsConfig, prompt_messages
 from deployments.remote import Handle, RemoteGenerator, RemoteIndexer, readiness, translate
 from tests.handles import LocalHandle
 
@@ -157,7 +157,7 @@ class RecordingHandle(LocalHandle):
 
 
 def request(budget_s: float = 60) -> GenerateRequest:
-    return GenerateRequest("Why?", (), prompt_messages("Why?", (), ContextConfig()), budget_s=budget_s)
+    return GenerateRequest("Why?", (), prompt_messages("Why?", (), PromptsConfig()), budget_s=budget_s)
 
 
 async def test_a_stream_ends_with_its_last_event() -> None:

@@ -1,8 +1,7 @@
-"""Names, literals and filters of the store. What a filter means to the table is in the search contract."""
+"""Names and literals of the store, and what a table remembers."""
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,15 @@ from deployments.errors import IndexMismatch, InvalidInput, NotFound
 from deployments.store import (
     StoreConfig,
     Tables,
+    add_missing_columns,
     check_collection_name,
     check_indexed_with,
+    collection_version,
     indexed_with,
+    known_fields,
+    record_fields,
     sql_literal,
     table_schema,
-    where_clause,
     where_ids,
 )
 
@@ -73,23 +75,6 @@ def test_ids_are_quoted_one_by_one() -> None:
     assert where_ids("id", ["a:0", "it's:1"]) == "id IN ('a:0', 'it''s:1')"
 
 
-@pytest.mark.parametrize("nothing", [None, {}])
-def test_a_filter_without_conditions_filters_nothing(nothing: Any) -> None:
-    assert where_clause(nothing) is None
-
-
-def test_every_condition_of_a_filter_must_hold() -> None:
-    clause = where_clause({"source": "a.txt", "title": {"gte": "A", "lt": "B"}, "document_id": ["x", "y"]})
-    assert clause == "source = 'a.txt' AND title >= 'A' AND title < 'B' AND (document_id = 'x' OR document_id = 'y')"
-
-
-@given(st.text("aZ_9.-'\\\" )(;=é\n", min_size=1), st.sampled_from([1, "x", True]))
-def test_a_field_name_that_gets_into_sql_is_made_of_harmless_characters(field: str, value: Any) -> None:
-    with suppress(InvalidInput):
-        assert where_clause({field: value})
-        assert set(field) <= set("aZ_9.-")
-
-
 def test_a_table_remembers_the_model_of_its_vectors() -> None:
     schema = table_schema(3, "model-a")
     assert indexed_with(schema) == ("model-a", 3)
@@ -99,6 +84,48 @@ def test_a_table_remembers_the_model_of_its_vectors() -> None:
         check_indexed_with("docs", schema, "model-b", 3)
     with pytest.raises(IndexMismatch, match="4 dimensions"):
         check_indexed_with("docs", schema, "", 4)
+
+
+def test_a_later_table_has_greater_versions_than_any_of_an_earlier_one() -> None:
+    before, after = table_schema(3, "model", created_ms=1_700_000_000_000), table_schema(3, "model", 1_700_000_000_001)
+    assert collection_version(before, 1) < collection_version(before, 2) < collection_version(before, 1_000_000)
+    assert collection_version(before, 1_000_000) < collection_version(after, 1) < 2**63
+
+
+def test_a_table_without_a_record_of_its_age_has_versions_all_the_same() -> None:
+    assert collection_version(table_schema(3, "model"), 1) < collection_version(table_schema(3, "model"), 2)
+
+
+async def test_a_table_remembers_its_fields_and_commits_only_new_ones(tmp_path: Path) -> None:
+    connection = await Tables(StoreConfig(uri=str(tmp_path))).connection()
+    table = await connection.create_table("docs", schema=table_schema(3, "model", created_ms=1))
+    assert known_fields(await table.schema()) == frozenset()
+    for fields, commits in (({"year"}, 1), ({"year"}, 0), (set(), 0), ({"größe", "a.b-c", "year"}, 1)):
+        before = await table.version()
+        await record_fields(table, frozenset(fields))
+        assert await table.version() - before == commits
+    assert known_fields(await table.schema()) == frozenset({"year", "größe", "a.b-c"})
+    assert indexed_with(await table.schema()) == ("model", 3)
+
+
+async def test_a_table_that_never_recorded_its_fields_does_not_begin_with_it(tmp_path: Path) -> None:
+    connection = await Tables(StoreConfig(uri=str(tmp_path))).connection()
+    table = await connection.create_table("docs", schema=table_schema(3, "model"))
+    await record_fields(table, frozenset({"year"}))
+    assert known_fields(await table.schema()) is None
+
+
+async def test_a_table_of_an_earlier_version_gets_its_missing_columns_once(tmp_path: Path) -> None:
+    connection = await Tables(StoreConfig(uri=str(tmp_path))).connection()
+    rows = [{"id": "a:0", "title": "Bees", "text": "They make honey."}, {"id": "b:0", "title": "", "text": "It's."}]
+    table = await connection.create_table("docs", rows)
+    await add_missing_columns(table)
+    version = await table.version()
+    await add_missing_columns(table)
+    assert await table.version() == version
+    for row in (await table.query().to_arrow()).to_pylist():
+        assert row["search_text"] == f"{row['title']}\n{row['text']}"
+        assert row["title_vector"] is None
 
 
 def test_home_is_expanded_and_object_stores_are_left_alone() -> None:

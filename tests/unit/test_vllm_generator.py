@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -78,6 +79,16 @@ class TestWireFormat:
         assert (fields["max_completion_tokens"], fields["top_p"], fields["stop"]) == (9, 0.5, ["\n"])
         assert fields["request_id"] == "r-1"
 
+    @pytest.mark.parametrize("schema", [{"type": "object"}, {}])
+    def test_a_json_schema_goes_out_as_the_response_format(self, schema: dict[str, Any]) -> None:
+        options = GenerationOptions(json_schema=MappingProxyType(schema))
+        fields = to_chat_fields(GenerateRequest("q", (), MESSAGES, options), "tiny")
+
+        assert fields["response_format"]["type"] == "json_schema"
+        assert fields["response_format"]["json_schema"]["schema"] == schema
+        assert fields["response_format"]["json_schema"]["name"], "the format requires a name"
+        assert json.loads(json.dumps(fields)) == fields
+
 
 class TestErrors:
     @pytest.mark.parametrize(
@@ -100,6 +111,20 @@ class TestErrors:
 
     def test_the_refusal_keeps_the_engine_s_reason(self) -> None:
         assert "must be non-negative" in str(to_stage_error({"code": 400, "message": "must be non-negative"}))
+
+    @pytest.mark.parametrize(
+        "reason",
+        ["Failed to transform json schema into a grammar: bad type", "Grammar error: Invalid type: nonsense"],
+    )
+    def test_a_refused_json_schema_is_named(self, reason: str) -> None:
+        error = to_stage_error({"code": 400, "message": reason})
+
+        assert type(error) is InvalidInput
+        assert "json_schema" in str(error)
+        assert reason in str(error)
+
+    def test_an_engine_that_failed_on_a_schema_is_not_the_caller_s_fault(self) -> None:
+        assert type(to_stage_error({"code": 500, "message": "Failed to compile grammar"})) is EngineFailed
 
     def test_too_long_names_all_lengths_and_the_remedy(self) -> None:
         message = str(too_long("tiny", prompt_tokens=600, max_tokens=24, context_tokens=512))
