@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import numpy as np
 
+from benchmarks.delays import delay_s
 from deployments.contracts import (
     Delta,
     EmbeddingModel,
@@ -37,11 +37,6 @@ from deployments.retriever import RetrieverSettings
 
 DIM = 8
 NUM_PASSAGES = 10
-
-
-def delay_s(name: str) -> float:
-    """The delay of one engine."""
-    return float(os.environ.get(f"RAGLANE_DELAY_{name}", "0"))
 
 
 class DelayedEncoder:

@@ -50,13 +50,14 @@ def print_run(console: Console, title: str, summary: Summary, stages: list[Stage
         )
 
 
-def print_measures(console: Console, title: str, measures: Mapping[str, float]) -> None:
-    """Print one table of quality measures."""
+def print_measures(console: Console, title: str, measures: Mapping[str, Mapping[str, float]]) -> None:
+    """Print quality measures by name: a row for each way of searching."""
     table = Table(title=title, title_justify="left")
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    for name, value in measures.items():
-        table.add_row(name, f"{value:.4f}")
+    table.add_column("search")
+    for name in next(iter(measures.values()), {}):
+        table.add_column(name, justify="right")
+    for search, values in measures.items():
+        table.add_row(search, *(f"{value:.4f}" for value in values.values()))
     console.print(table)
 
 

@@ -25,6 +25,10 @@ CONCURRENCY = 8
 TIMEOUT_S = 120.0
 MAX_ATTEMPTS = 10
 DEEPEST_CUTOFF = 100
+MODES = ("vector", "text", "hybrid")
+SEARCHES = (*MODES, *(f"{mode}+rerank" for mode in MODES))
+DEFAULT_SEARCHES = ("vector", "text", "hybrid", "hybrid+rerank")
+_SEARCHES_HELP = f"which of {', '.join(SEARCHES)}, one after the other (default: {' '.join(DEFAULT_SEARCHES)})"
 
 Scores = dict[str, float]
 
@@ -36,7 +40,13 @@ class Search:
     collection: str
     mode: str
     rerank: bool
+    rewrite: bool
     k: int
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return f"{self.mode}{'+rerank' if self.rerank else ''}{'' if self.rewrite else ', no sub-queries'}"
 
     def body(self, query: str) -> dict[str, Any]:
         return {"query": query, **asdict(self)}
@@ -62,8 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    kind = f"{options.mode}-rerank" if options.rerank else options.mode
-    out = options.out or result_file.default_path(f"retrieval-{options.collection}-{kind}")
+    out = options.out or result_file.default_path(f"retrieval-{options.collection}-{options.split}")
     result_file.write(out, result)
     console.print(f"result: {out}", markup=False, highlight=False)
     return EXIT_OK
@@ -103,7 +112,13 @@ def measure_quality(
     import ir_measures
     from ir_measures import RR, R, nDCG
 
-    names = {nDCG @ 10: "nDCG@10", R @ 10: "Recall@10", R @ 100: "Recall@100", RR @ 10: "MRR@10"}
+    names = {
+        nDCG @ 10: "nDCG@10",
+        R @ 5: "Recall@5",
+        R @ 10: "Recall@10",
+        R @ 100: "Recall@100",
+        RR @ 10: "MRR@10",
+    }
     per_query: dict[str, Scores] = {query_id: dict.fromkeys(names.values(), 0.0) for query_id in qrels}
     for metric in ir_measures.iter_calc(list(names), qrels, run):
         per_query[metric.query_id][names[metric.measure]] = float(metric.value)
@@ -153,24 +168,48 @@ async def _search(http: httpx.AsyncClient, body: dict[str, Any]) -> list[dict[st
 
 
 async def _evaluate(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Search, measure, print, and return the result file's own part."""
+    """Search in every way that was asked for, measure, print, and return the result file's own part."""
     qrels = read_qrels(options.beir / "qrels" / f"{options.split}.tsv")
     texts = read_queries(options.beir / "queries.jsonl")
     if unknown := sorted(qrels.keys() - texts.keys()):
         raise ExperimentError(f"{len(unknown)} judged queries are not in queries.jsonl, the first is {unknown[0]!r}")
-    search = Search(options.collection, options.mode, options.rerank, options.k)
-    started_s = time.perf_counter()
+    queries = {query_id: texts[query_id] for query_id in qrels}
+    searches = _searches(options)
+    evaluated = []
     async with httpx.AsyncClient(base_url=options.url, timeout=TIMEOUT_S, trust_env=False) as http:
-        run = await search_all(http, {query_id: texts[query_id] for query_id in qrels}, search, console)
+        for search in searches:
+            evaluated.append(await _evaluate_one(http, search, queries, qrels, console))
+    title = f"{options.collection}, {options.split}: {len(qrels)} queries"
+    report.print_measures(console, title, {one["name"]: one["measures"] for one in evaluated})
+    return {"split": options.split, "num_queries": len(qrels), "searches": evaluated}
+
+
+def _searches(options: argparse.Namespace) -> list[Search]:
+    decompositions = {"on": (True,), "off": (False,), "compare": (False, True)}[options.sub_queries]
+    return [
+        Search(options.collection, mode, rerank == "rerank", rewrite, options.k)
+        for mode, _, rerank in (search.partition("+") for search in options.searches)
+        for rewrite in decompositions
+    ]
+
+
+async def _evaluate_one(
+    http: httpx.AsyncClient,
+    search: Search,
+    queries: Mapping[str, str],
+    qrels: Mapping[str, Mapping[str, int]],
+    console: Console,
+) -> dict[str, Any]:
+    console.print(search.name, markup=False, highlight=False)
+    started_s = time.perf_counter()
+    run = await search_all(http, queries, search, console)
     wall_s = time.perf_counter() - started_s
     means, per_query = measure_quality(qrels, run)
     num_documents = {query_id: len(documents) for query_id, documents in run.items()}
-    report.print_measures(console, f"{search.collection}, {options.split}: {len(qrels)} queries, {wall_s:.1f} s", means)
     num_short = _warn_if_short(console, num_documents, search.k)
     return {
+        "name": search.name,
         "search": asdict(search),
-        "split": options.split,
-        "num_queries": len(qrels),
         "wall_s": wall_s,
         "measures": means,
         "num_queries_short_of_documents": num_short,
@@ -196,8 +235,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--beir", type=Path, required=True, help="folder with queries.jsonl and qrels/SPLIT.tsv")
     parser.add_argument("--collection", required=True, help="the collection that holds the folder's corpus")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
-    parser.add_argument("--mode", choices=("vector", "text", "hybrid"), default="vector")
-    parser.add_argument("--rerank", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument(
+        "--searches", nargs="+", choices=SEARCHES, default=DEFAULT_SEARCHES, metavar="SEARCH", help=_SEARCHES_HELP
+    )
+    parser.add_argument(
+        "--sub-queries",
+        choices=("on", "off", "compare"),
+        default="on",
+        help="whether the server may search sub-queries as well; compare: both ways (default: %(default)s)",
+    )
     parser.add_argument("--split", default="test", help="which judgements (default: %(default)s)")
     parser.add_argument("--k", type=int, default=200, help="chunks to ask for per query (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/retrieval-….json)")

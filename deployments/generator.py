@@ -50,10 +50,10 @@ class ExtractiveConfig(Section):
 
     max_sentences: int = Field(3, ge=1, description="Sentences of one answer.")
     min_score: float = Field(
-        0.35, ge=0, le=1, description="Where no sentence scores as much, the documents hold no answer."
+        0.3, ge=0, le=1, description="Where no sentence scores as much, the documents hold no answer."
     )
     max_drop: float = Field(
-        0.15, ge=0, description="A further sentence may score at most this much below the best one."
+        0.1, ge=0, description="A further sentence may score at most this much below the best one."
     )
     evidence: EvidenceConfig = Field(
         default_factory=lambda: EvidenceConfig(cache_bytes=64 * 2**20),
@@ -224,4 +224,9 @@ def generator_name(config: GeneratorConfig) -> str:
     """The name under which users see the generator."""
     if config.vllm is not None:
         return config.vllm.model_id
-    return "extractive" if config.engine == GeneratorConfig().engine else config.engine
+    return "extractive" if is_extractive(config) else config.engine
+
+
+def is_extractive(config: GeneratorConfig) -> bool:
+    """Whether answers are quotes alone, so that the generator can write nothing else."""
+    return config.vllm is None and config.engine == GeneratorConfig().engine

@@ -15,7 +15,7 @@ from deployments.lexical import folded, phrase_pattern
 from deployments.section import Section
 
 # A passage that a search did not return is worth at most as much there as the last one that it did.
-UNSEEN_SHARE = 0.9
+UNSEEN_SHARE = 0.8
 # Cormack, Clarke and Büttcher, "Reciprocal rank fusion outperforms Condorcet" (SIGIR 2009), section 2.
 RANK_CONSTANT = 60
 
@@ -32,7 +32,7 @@ class FusionConfig(Section):
     vector_weight: float = Field(0.5, ge=0, description="Weight of the vector searches.")
     text_weight: float = Field(0.5, ge=0, description="Weight of the text searches (BM25).")
     sub_query_weight: float = Field(
-        0.2,
+        0.1,
         ge=0,
         description="Added for the best passage of a sub-query, against 1 for the question's; a quarter of it for the "
         "second, a ninth for the third, and so on.",
@@ -135,15 +135,24 @@ def _holds_all(passage: Passage, phrases: Sequence[re.Pattern[str]]) -> bool:
 def blend(passages: Sequence[Passage], rerank_scores: Vector, weight: float) -> list[Passage]:
     """Order passages by retrieval score ÷ best retrieval score + weight × rerank score; ties by id.
 
-    Dividing by the maximum puts any retrieval score on the scale of a cosine or a probability. Adding, rather than
-    replacing, keeps what the retrieval knew: on SciFact every rerank score alone ranks worse than the blend.
+    `rerank_scores` are those of the first passages; the others follow behind them in their own order, at scores that
+    say so. Dividing by the maximum puts any retrieval score on the scale of a cosine or a probability. Adding, rather
+    than replacing, keeps what the retrieval knew: on SciFact every rerank score alone ranks worse than the blend.
     """
     if not passages:
         return []
     retrieval = np.array([passage.score for passage in passages], dtype=np.float32)
-    best = float(np.max(np.abs(retrieval))) or 1.0
-    blended = retrieval / best + weight * rerank_scores
-    return _ordered([replace(p, score=float(score)) for p, score in zip(passages, blended, strict=True)])
+    scaled = retrieval / (float(np.max(np.abs(retrieval))) or 1.0)
+    num_reranked = len(rerank_scores)
+    blended = scaled[:num_reranked] + weight * rerank_scores
+    lead = float(np.max(scaled[num_reranked:], initial=-np.inf) - np.min(blended, initial=np.inf))
+    others = scaled[num_reranked:] - max(0.0, lead)
+    first, rest = passages[:num_reranked], passages[num_reranked:]
+    return _scored(first, blended) + _scored(rest, others)
+
+
+def _scored(passages: Sequence[Passage], scores: Vector) -> list[Passage]:
+    return _ordered([replace(p, score=float(score)) for p, score in zip(passages, scores, strict=True)])
 
 
 def _ordered(passages: Sequence[Passage]) -> list[Passage]:

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from deployments.context import ContextConfig
 from deployments.embedder import EmbedderConfig
-from deployments.generator import GeneratorConfig
+from deployments.generator import GeneratorConfig, is_extractive
 from deployments.hop import HopConfig
 from deployments.indexer import IndexerConfig
 from deployments.reranker import RerankerConfig
@@ -45,7 +45,7 @@ class AppConfig(Section):
             raise ValueError("lane.default_timeout_s is above lane.max_timeout_s")
         if self.lane.default_k > self.lane.max_k:
             raise ValueError("lane.default_k is above lane.max_k")
-        if self.lane.llm_rewriting.enabled and self.generator.vllm is None:
+        if self.lane.llm_rewriting.enabled and is_extractive(self.generator):
             raise ValueError("lane.llm_rewriting.enabled needs a language model; set generator.vllm or switch it off")
         limit = self.embedder.max_length_tokens
         if limit is not None and self.indexer.chunking.chunk_tokens > limit:

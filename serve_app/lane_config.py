@@ -28,7 +28,9 @@ class LaneConfig(Section):
         ge=1,
         description="Passages that each of a hybrid search's searches returns, if k is not larger.",
     )
-    rerank_candidates: int = Field(50, ge=1, description="Passages that are reranked, if k is not larger.")
+    rerank_candidates: int = Field(
+        50, ge=1, description="Passages that are reranked: the best found. What else was asked for follows behind them."
+    )
     rerank_weight: float = Field(
         1.2, ge=0, description="Weight of the rerank score in the final order, against 1 for the retrieval score."
     )

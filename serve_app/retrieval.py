@@ -244,8 +244,7 @@ class Retrieval:
 
     async def _rerank(self, request: _Request, passages: list[Passage]) -> list[Passage]:
         query = request.query
-        passages = passages[: max(query.k, self._config.rerank_candidates)]
-        candidates = tuple(Candidate(p.text, p.id, p.title) for p in passages)
+        candidates = tuple(Candidate(p.text, p.id, p.title) for p in passages[: self._config.rerank_candidates])
         asked = RerankRequest(request.understood.text, candidates, query.collection, request.vector)
         budget_s = min(request.deadline.remaining_s(), self._config.rerank_timeout_s)
         try:

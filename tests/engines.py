@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,16 +84,17 @@ class SleepyScorer:
 
 
 class Counter:
-    """A generator that counts up for ever, one number each 20 ms; `question` "fail 3" fails after three numbers."""
+    """A generator that counts up for ever, one number each 20 ms. The question's first words tell it to stop early:
+
+    `count 3` ends the answer after three numbers, `fail 3` raises then, `exit 3` ends the process.
+    """
 
     def __init__(self, settings: GeneratorSettings, embedder: Embeds) -> None:
         self.num_running = 0
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]:
-        import asyncio
-
         words = request.question.split()
-        limit = int(words[1]) if words[0] in ("fail", "count") else 10**6
+        limit = int(words[1]) if words[0] in ("count", "fail", "exit") else 10**6
         path = os.environ.get("RAGLANE_TEST_RUNNING_FILE")
         try:
             _note(path, +1)
@@ -99,6 +103,9 @@ class Counter:
                 await asyncio.sleep(0.02)
             if words[0] == "fail":
                 raise RuntimeError("the secret of the engine")
+            if words[0] == "exit":
+                _note(path, -1)
+                os._exit(1)
             yield Generated("stop", Usage(1, limit), StageTiming(compute_s=0.02 * limit), "counter")
         finally:
             _note(path, -1)
@@ -108,3 +115,32 @@ def _note(path: str | None, change: int) -> None:
     if path:
         with open(path, "a") as file:
             file.write(f"{change:+d}\n")
+
+
+def num_running(file: Path) -> int:
+    """How many counters count, by the file in which they note it."""
+    return sum(int(line) for line in file.read_text().split()) if file.exists() else 0
+
+
+async def until_none_runs(file: Path) -> None:
+    """Wait until every counter has stopped."""
+    for _ in range(200):
+        if num_running(file) == 0:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("the generator still counts for nobody")
+
+
+class Planner:
+    """A generator that is asked for sub-queries: `plan` proposes the question's last word backwards, `ramble` writes
+    no JSON, and any other question is simple enough."""
+
+    def __init__(self, settings: GeneratorSettings, embedder: Embeds) -> None:
+        pass
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]:
+        words = request.question.split()
+        queries = [words[-1][::-1]] if words[0] == "plan" else []
+        reply = json.dumps({"question": "", "queries": queries})
+        yield Delta("Let me think." if words[0] == "ramble" else reply)
+        yield Generated("stop", Usage(), StageTiming(), "planner")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.engines import num_running, until_none_runs
 from tests.serving import StartApp
+from tests.sse import events_of
 
 ENGINES = {
     "embedder": {"engine": "tests.engines:WordHashEncoder"},
@@ -19,6 +22,9 @@ ENGINES = {
     "http": {"max_concurrent_requests": 8, "retry_after_s": 2},
     "lane": {"default_collection": "notes", "default_timeout_s": 20},
 }
+
+# The vectors of questions are kept, so that only one that was never asked tells whether the embedder works.
+ATTEMPTS = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +46,47 @@ async def search(client: httpx.AsyncClient, query: str, **options: Any) -> httpx
     return await client.post("/v1/search", json={"query": query, "rerank": False} | options)
 
 
-async def served(client: httpx.AsyncClient, query: str) -> httpx.Response:
-    """Repeat a search until it is served; replacing a replica takes a few seconds."""
+async def embed(client: httpx.AsyncClient, text: str) -> httpx.Response:
+    return await client.post("/v1/embeddings", json={"input": text, "timeout_s": 20})
+
+
+async def recovered(client: httpx.AsyncClient, query: str) -> httpx.Response:
+    """Repeat a search, which words alone answer meanwhile, until embedding takes part in it again.
+
+    Replacing a replica takes a few seconds.
+    """
     for _ in range(120):
-        response = await search(client, query)
-        if response.status_code == 200:
+        response = await search(client, f"{query} attempt{next(ATTEMPTS)}")
+        assert response.status_code == 200, response.text
+        if response.json()["degraded"] == []:
             return response
+        assert response.json()["degraded"] == ["embed"]
         await asyncio.sleep(0.5)
-    raise AssertionError(f"the stage did not come back: {response.status_code} {response.text}")
+    raise AssertionError(f"the stage did not come back: {response.text}")
 
 
-async def test_a_poisoned_query_fails_alone_among_concurrent_ones(client: httpx.AsyncClient) -> None:
-    good, bad = [search(client, "topic1") for _ in range(5)], search(client, "POISON topic1")
-    *answers, failed = await asyncio.gather(*good, bad)
+def first_of(response: httpx.Response) -> str:
+    """The id of the document that was found first."""
+    found: str = response.json()["results"][0]["document_id"]
+    return found
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "vector"])
+async def test_a_poisoned_query_is_answered_by_its_words_and_spoils_none_beside_it(
+    client: httpx.AsyncClient, mode: str
+) -> None:
+    good = [search(client, f"topic1 {mode}{n}", mode=mode) for n in range(5)]
+    *answers, poisoned = await asyncio.gather(*good, search(client, "POISON topic1", mode=mode))
     assert [answer.status_code for answer in answers] == [200] * 5
+    assert [answer.json()["degraded"] for answer in answers] == [[]] * 5
+    assert poisoned.status_code == 200
+    assert poisoned.json()["degraded"] == ["embed"]
+    assert {first_of(answer) for answer in (*answers, poisoned)} == {"d1"}
+
+
+async def test_a_poisoned_text_to_embed_fails_alone_and_says_nothing_of_the_engine(client: httpx.AsyncClient) -> None:
+    *embedded, failed = await asyncio.gather(*(embed(client, f"text{n}") for n in range(5)), embed(client, "POISON"))
+    assert [answer.status_code for answer in embedded] == [200] * 5
     assert failed.status_code == 500
     assert failed.json()["error"]["type"] == "engine_failed"
     assert "Traceback" not in failed.text
@@ -61,18 +94,27 @@ async def test_a_poisoned_query_fails_alone_among_concurrent_ones(client: httpx.
 
 
 async def test_a_dead_engine_fails_its_callers_at_once_and_its_replica_is_replaced(client: httpx.AsyncClient) -> None:
-    dead = await search(client, "DIE")
+    before = await search(client, "topic2 asked before")
+    assert before.json()["degraded"] == []
+    dead = await embed(client, "DIE")
     assert dead.status_code == 503
     assert int(dead.headers["retry-after"]) >= 1
-    assert (await served(client, "topic2")).json()["results"][0]["document_id"] == "d2"
+    by_words = await search(client, "DIE topic2")
+    assert by_words.status_code == 200
+    assert by_words.json()["degraded"] == ["embed"]
+    assert first_of(by_words) == "d2"
+    again = await search(client, "topic2 asked before")
+    assert (again.json()["degraded"], again.json()["results"]) == ([], before.json()["results"])
+    assert first_of(await recovered(client, "topic2")) == "d2"
 
 
 async def test_a_killed_replica_is_replaced_and_no_request_is_left_hanging(client: httpx.AsyncClient) -> None:
-    waiting = [search(client, "SLEEP topic1", timeout_s=20) for _ in range(4)]
-    *answers, killed = await asyncio.gather(*waiting, search(client, "EXIT", timeout_s=20))
+    waiting = [search(client, f"SLEEP topic1 waiting{n}", timeout_s=20) for n in range(4)]
+    *answers, killed = await asyncio.gather(*waiting, embed(client, "EXIT"))
     assert killed.status_code in (503, 504)
-    assert {answer.status_code for answer in answers} <= {200, 503, 504}
-    assert (await served(client, "topic3")).json()["results"][0]["document_id"] == "d3"
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert [first_of(answer) for answer in answers] == ["d1"] * 4
+    assert first_of(await recovered(client, "topic3")) == "d3"
 
 
 async def test_a_request_past_its_deadline_gets_504_and_the_lane_goes_on(client: httpx.AsyncClient) -> None:
@@ -83,9 +125,18 @@ async def test_a_request_past_its_deadline_gets_504_and_the_lane_goes_on(client:
 
 
 async def test_a_failing_reranker_degrades_the_answer_and_says_so(client: httpx.AsyncClient) -> None:
-    found = (await search(client, "fail topic4", rerank=True)).json()
-    assert found["degraded"] == ["rerank"]
-    assert found["results"][0]["document_id"] == "d4"
+    found = await search(client, "fail topic4", rerank=True)
+    assert found.json()["degraded"] == ["rerank"]
+    assert first_of(found) == "d4"
+
+
+async def test_an_answer_without_vectors_has_the_sources_that_words_find(client: httpx.AsyncClient) -> None:
+    body = {"question": "count 3 POISON topic4", "stream": True, "rerank": False}
+    async with client.stream("POST", "/v1/answers", json=body) as response:
+        (first, sources), *_, (last, end) = [event async for event in events_of(response)]
+    assert (first, last) == ("sources", "done")
+    assert sources["sources"][0]["document_id"] == "d4"
+    assert end["degraded"] == ["embed"]
 
 
 async def test_overload_is_refused_at_the_door_and_capacity_comes_back(client: httpx.AsyncClient) -> None:
@@ -100,37 +151,30 @@ async def test_overload_is_refused_at_the_door_and_capacity_comes_back(client: h
 
 async def test_an_engine_that_fails_mid_stream_ends_the_stream_with_an_error_event(client: httpx.AsyncClient) -> None:
     body = {"question": "fail 3", "stream": True}
-    lines = []
     async with client.stream("POST", "/v1/answers", json=body) as response:
         assert response.status_code == 200
-        lines = [line async for line in response.aiter_lines()]
-    events = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
-    assert events == ["sources", "token", "token", "token", "error"]
-    assert "secret" not in "".join(lines)
+        events = [event async for event in events_of(response)]
+    assert [name for name, _ in events] == ["sources", "token", "token", "token", "error"]
+    assert "secret" not in str(events)
+
+
+async def test_without_a_fallback_an_engine_that_fails_fails_the_answer(client: httpx.AsyncClient) -> None:
+    failed = await client.post("/v1/answers", json={"question": "fail 3"})
+    assert failed.status_code == 500
+    assert failed.json()["error"]["type"] == "engine_failed"
+    assert "secret" not in failed.text
 
 
 async def test_a_client_that_leaves_stops_its_generation(client: httpx.AsyncClient, running_file: Path) -> None:
     async with client.stream("POST", "/v1/answers", json={"question": "for ever", "stream": True}) as response:
-        async for line in response.aiter_lines():
-            if line.startswith("data: ") and "text" in line:
+        async for name, _ in events_of(response):
+            if name == "token":
                 break
-        assert running(running_file) == 1
-    for _ in range(100):
-        if running(running_file) == 0:
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("the generator still counts for nobody")
+        assert num_running(running_file) == 1
+    await until_none_runs(running_file)
 
 
 async def test_an_answer_past_its_deadline_stops_its_generation(client: httpx.AsyncClient, running_file: Path) -> None:
     late = await client.post("/v1/answers", json={"question": "for ever", "timeout_s": 1})
     assert late.status_code == 504
-    for _ in range(100):
-        if running(running_file) == 0:
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("the generator still counts for nobody")
-
-
-def running(file: Path) -> int:
-    return sum(int(line) for line in file.read_text().split()) if file.exists() else 0
+    await until_none_runs(running_file)

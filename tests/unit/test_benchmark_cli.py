@@ -183,15 +183,27 @@ def test_retrieval_is_measured_on_documents_by_their_best_chunk(
     out = tmp_path / "result.json"
     command = ["--beir", beir(tmp_path), "--collection", "x", "--url", url, "--out", str(out)]
     assert retrieval.main(command) == run.EXIT_OK
-    result = json.loads(out.read_text(encoding="utf-8"))
+    searches = json.loads(out.read_text(encoding="utf-8"))["searches"]
+    assert [one["name"] for one in searches] == ["vector", "text", "hybrid", "hybrid+rerank"]
+    first = searches[0]
     # d1 comes first for one question, by its second chunk, and second for the other: 1 and 1 / log2(3); 1 and 1 / 2.
-    assert result["measures"]["nDCG@10"] == pytest.approx((1 + 0.63093) / 2, abs=1e-4)
-    assert result["measures"]["MRR@10"] == pytest.approx(0.75)
-    assert result["measures"]["Recall@10"] == result["measures"]["Recall@100"] == 1.0
-    assert result["search"] == {"collection": "x", "mode": "vector", "rerank": False, "k": 200}
-    assert result["per_query"]["2"]["documents"] == 2
-    assert result["num_queries_short_of_documents"] == 2
+    assert first["measures"]["nDCG@10"] == pytest.approx((1 + 0.63093) / 2, abs=1e-4)
+    assert first["measures"]["MRR@10"] == pytest.approx(0.75)
+    assert first["measures"]["Recall@5"] == first["measures"]["Recall@100"] == 1.0
+    assert first["search"] == {"collection": "x", "mode": "vector", "rerank": False, "rewrite": True, "k": 200}
+    assert first["per_query"]["2"]["documents"] == 2
+    assert first["num_queries_short_of_documents"] == 2
     assert "fewer than 100 documents" in capsys.readouterr().err
+
+
+def test_searches_with_and_without_sub_queries_are_compared(tmp_path: Path, url: str) -> None:
+    out = tmp_path / "result.json"
+    where = ["--beir", beir(tmp_path), "--collection", "x", "--url", url, "--out", str(out)]
+    assert retrieval.main([*where, "--searches", "hybrid+rerank", "--sub-queries", "compare"]) == run.EXIT_OK
+    searches = json.loads(out.read_text(encoding="utf-8"))["searches"]
+    assert [one["name"] for one in searches] == ["hybrid+rerank, no sub-queries", "hybrid+rerank"]
+    assert [one["search"]["rewrite"] for one in searches] == [False, True]
+    assert all(one["search"]["rerank"] and one["search"]["mode"] == "hybrid" for one in searches)
 
 
 def test_a_document_has_the_score_of_its_best_chunk_even_if_all_are_negative() -> None:

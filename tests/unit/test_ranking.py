@@ -200,7 +200,7 @@ def test_the_searches_of_a_sub_query_are_joined_before_they_are_ranked() -> None
     vector, text = hits("vector", 1, c=0.9, b=0.6), hits("text", 1, b=12.0, d=3.0, c=1.0)
     assert order(vector, text) == "bcd"
     result = fused(hits("vector", a=0.7), vector, text, sub_query_weight=0.36)
-    assert result == pytest.approx({"a": 1.0, "b": 0.9 + 0.36, "c": 0.9 + 0.09, "d": 0.9 + 0.04})
+    assert result == pytest.approx({"a": 1.0, "b": UNSEEN_SHARE + 0.36, "c": UNSEEN_SHARE + 0.09, "d": UNSEEN_SHARE + 0.04})
 
 
 def test_sub_queries_answer_where_the_question_itself_found_nothing() -> None:
@@ -239,7 +239,7 @@ def test_a_fused_passage_keeps_everything_but_its_score() -> None:
 
 
 def test_scores_of_zero_are_fused() -> None:
-    assert fused(hits("vector", a=0.0, b=0.0), hits("text", b=1.0)) == pytest.approx({"b": 0.5, "a": 0.45})
+    assert fused(hits("vector", a=0.0, b=0.0), hits("text", b=1.0)) == pytest.approx({"b": 0.5, "a": UNSEEN_SHARE / 2})
 
 
 def passages_with(*scores: float) -> list[Passage]:
@@ -285,7 +285,19 @@ def test_blending_loses_no_passage_and_orders_by_its_scores(pairs: list[tuple[fl
 
 
 def test_a_passage_that_a_complete_search_did_not_find_has_nothing_of_it() -> None:
-    vector = hits("vector", a=0.60, b=0.55, c=0.50)
+    vector = hits("vector", a=0.60, b=0.55, c=0.45)
     cut_off = hits("text", c=3.0)
     assert order(vector, cut_off) == "acb"
     assert order(vector, replace(cut_off, complete=True)) == "cab"
+
+
+def test_passages_beyond_those_reranked_follow_behind_them_in_their_order() -> None:
+    found = hits("vector", a=1.0, b=0.9, c=0.8, d=0.7).passages
+    blended = blend(found, np.array([0.0, 0.1], np.float32), 1.0)
+    assert [passage.id for passage in blended] == ["a", "b", "c", "d"]
+    low = blend(found, np.array([-0.9, -0.5], np.float32), 1.0)
+    assert [passage.id for passage in low] == ["b", "a", "c", "d"]
+    for passages in (blended, low):
+        scores = [passage.score for passage in passages]
+        assert scores == sorted(scores, reverse=True)
+        assert scores[2] - scores[3] == pytest.approx(0.1)
