@@ -187,6 +187,8 @@ class Hop(Generic[Request, Value]):
                 # Giving up the await stops nothing by itself: the stage keeps working until it is told to stop.
                 response.cancel()
                 answer.cancel()
+                # A cancelled Ray call ends with an error of its own, which asyncio logs unless somebody looks at it.
+                answer.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
 
 def _unless_all_unavailable(outcomes: list[Outcome[Value]]) -> list[Outcome[Value]]:

@@ -88,7 +88,7 @@ async def test_a_poisoned_text_to_embed_fails_alone_and_says_nothing_of_the_engi
     *embedded, failed = await asyncio.gather(*(embed(client, f"text{n}") for n in range(5)), embed(client, "POISON"))
     assert [answer.status_code for answer in embedded] == [200] * 5
     assert failed.status_code == 500
-    assert failed.json()["error"]["type"] == "engine_failed"
+    assert failed.json()["error"]["code"] == "engine_failed"
     assert "Traceback" not in failed.text
     assert "poison" not in failed.text.lower()
 
@@ -131,7 +131,7 @@ async def test_a_failing_reranker_degrades_the_answer_and_says_so(client: httpx.
 
 
 async def test_an_answer_without_vectors_has_the_sources_that_words_find(client: httpx.AsyncClient) -> None:
-    body = {"question": "count 3 POISON topic4", "stream": True, "rerank": False}
+    body = {"question": "count 7 POISON topic4", "stream": True, "rerank": False}
     async with client.stream("POST", "/v1/answers", json=body) as response:
         (first, sources), *_, (last, end) = [event async for event in events_of(response)]
     assert (first, last) == ("sources", "done")

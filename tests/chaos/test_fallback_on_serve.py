@@ -32,7 +32,8 @@ CONFIG = {
     "generator": {"engine": "tests.engines:Counter"},
     "lane": {"default_collection": "notes", "default_timeout_s": 30, "fallback_reserve_s": 5},
 }
-QUESTION = "Number 2 speaks of what topic2?"
+QUESTION = "Document 2 speaks of topic2, matter2 and theme2?"
+QUOTE = "Document 2 speaks of topic2, matter2 and theme2. [1]"
 
 
 def with_fallback(config: AppConfig) -> Application:
@@ -62,7 +63,7 @@ def deploy(stage: type, name: str = "") -> serve.Deployment:
 @pytest.fixture(scope="module")
 def url(start_app: StartApp) -> str:
     url = start_app(CONFIG, with_fallback)
-    documents = [{"id": f"d{n}", "text": f"Document number {n} speaks of topic{n}."} for n in range(5)]
+    documents = [{"id": f"d{n}", "text": f"Document {n} speaks of topic{n}, matter{n} and theme{n}."} for n in range(5)]
     taken = httpx.post(f"{url}/v1/documents", json={"collection": "notes", "documents": documents}, timeout=60)
     assert len(taken.json()["indexed"]) == 5
     return url
@@ -79,7 +80,7 @@ async def ask(client: httpx.AsyncClient, question: str, **options: Any) -> httpx
 
 
 def assert_quotes_document_2(answer: dict[str, Any], degraded: list[str]) -> None:
-    assert answer["answer"] == "Document number 2 speaks of topic2. [1]"
+    assert answer["answer"] == QUOTE
     assert [citation["document_id"] for citation in answer["citations"]] == ["d2"]
     assert (answer["generator"], answer["degraded"]) == ("extractive", degraded)
 
@@ -106,7 +107,7 @@ async def test_an_answer_at_which_the_generator_fails_is_the_fallbacks_alone(
 async def test_the_fallback_also_answers_openai_clients(client: httpx.AsyncClient) -> None:
     messages = [{"role": "user", "content": f"fail 3 {QUESTION}"}]
     chat = (await client.post("/v1/chat/completions", json={"model": "raglane", "messages": messages})).json()
-    assert chat["choices"][0]["message"]["content"] == "Document number 2 speaks of topic2. [1]"
+    assert chat["choices"][0]["message"]["content"] == QUOTE
     assert "generate" in chat["raglane"]["degraded"]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from deployments.contracts import STAGES
 from tests.serving import StartApp
+from tests.sse import events_of
 
 DOCUMENTS = [
     {
@@ -49,6 +52,22 @@ def client(url: str) -> Iterator[httpx.Client]:
         yield client
 
 
+def put(client: httpx.Client, collection: str, *documents: dict[str, Any]) -> dict[str, Any]:
+    response = client.post("/v1/documents", json={"collection": collection, "documents": documents})
+    report: dict[str, Any] = response.raise_for_status().json()
+    return report
+
+
+def until_covered(client: httpx.Client, collection: str) -> dict[str, float]:
+    """Wait until every index of the collection holds all of its chunks; the writer has nothing left to do then."""
+    for _ in range(240):
+        coverage: dict[str, float] = client.get("/health/ready").json()["index_coverage"][collection]
+        if set(coverage.values()) == {1.0}:
+            return coverage
+        time.sleep(0.25)
+    raise AssertionError(f"the indexes still lack chunks: {coverage}")
+
+
 def test_every_stage_reports_ready(client: httpx.Client) -> None:
     ready = client.get("/health/ready")
     assert ready.status_code == 200
@@ -71,14 +90,41 @@ def test_a_question_that_the_documents_do_not_answer_is_answered_so(client: http
     assert answer["citations"] == []
 
 
-def test_timings_name_the_stages_in_order_and_add_up(client: httpx.Client) -> None:
+def test_timings_name_every_call_of_a_stage_and_add_up(client: httpx.Client) -> None:
     response = client.post("/v1/answers", json={"question": "Why does dough rise?"})
     rows = response.json()["timings"]
-    assert [row["stage"] for row in rows] == list(STAGES)
+    calls = [_call(row) for row in rows]
+    # Vector and text search run side by side, and either may end first.
+    between = ["embed", "search text", "search vector"]
+    assert calls[:2] + sorted(calls[2:5]) + calls[5:] == (
+        ["parse", "rewrite", *between, "search fuse", "rerank", "context", "generate"]
+    )
+    assert {row["stage"] for row in rows} == set(STAGES)
     for row in rows:
         assert row["queue_s"] + row["batch_wait_s"] + row["compute_s"] == pytest.approx(row["total_s"], abs=1e-6)
-    assert sum(row["total_s"] for row in rows) <= response.elapsed.total_seconds()
     assert response.headers["server-timing"].startswith("parse;dur=")
+
+
+def test_each_call_begins_when_what_it_needs_is_there(client: httpx.Client) -> None:
+    response = client.post("/v1/answers", json={"question": "What is bread baked from?"})
+    rows = {_call(row): row for row in response.json()["timings"]}
+    starts = {name: row["start_s"] for name, row in rows.items()}
+    ends = {name: row["start_s"] + row["total_s"] for name, row in rows.items()}
+    needs = {
+        "rewrite": ["parse"],
+        "embed": ["rewrite"],
+        "search text": ["rewrite"],
+        "search vector": ["embed"],
+        "search fuse": ["search vector", "search text"],
+        "rerank": ["search fuse"],
+        "context": ["rerank"],
+        "generate": ["context"],
+    }
+    # Durations and starts are read from the clock one after the other.
+    late = {(name, need) for name, needed in needs.items() for need in needed if starts[name] < ends[need] - 1e-3}
+    assert late == set()
+    assert starts["search text"] < ends["embed"]
+    assert max(ends.values()) <= response.elapsed.total_seconds()
 
 
 def test_search_orders_by_score_and_filters_by_metadata(client: httpx.Client) -> None:
@@ -91,14 +137,64 @@ def test_search_orders_by_score_and_filters_by_metadata(client: httpx.Client) ->
     assert {result["document_id"] for result in results} == {"rust", "bread"}
 
 
-def test_the_same_document_again_replaces_it(client: httpx.Client) -> None:
-    def put(text: str) -> dict[str, Any]:
-        body = {"collection": "versions", "documents": [{"id": "a/b c", "text": text}]}
-        report: dict[str, Any] = client.post("/v1/documents", json=body).json()
-        return report
+def test_a_filter_may_stand_in_the_question(client: httpx.Client) -> None:
+    for query in ("gravity of the moon year:<2020", "gravity of the moon metadata.year:1900..2015"):
+        results = client.post("/v1/search", json={"query": query, "collection": "notes"}).json()["results"]
+        assert {result["document_id"] for result in results} == {"rust", "bread"}
+    answer = client.post("/v1/answers", json={"question": "What causes the tides? title:rust"}).json()
+    assert not answer["found"]
+    assert "tides" not in {citation["document_id"] for citation in answer["citations"]}
 
-    assert put("The first version speaks of apples.")["replaced"] == 0
-    assert put("The second version speaks of pears.")["replaced"] == 1
+
+def test_every_index_comes_to_cover_what_was_ingested(client: httpx.Client) -> None:
+    put(client, "covered", *DOCUMENTS)
+    assert set(until_covered(client, "covered")) == {"document_id", "id", "text"}
+    ready = client.get("/health/ready").json()
+    assert (ready["status"], "notes" in ready["index_coverage"]) == ("ready", True)
+
+
+def test_an_answer_is_given_again_until_its_collection_changes(client: httpx.Client) -> None:
+    def ask(**options: Any) -> dict[str, Any]:
+        body = {"question": "How tall is the lighthouse?", "collection": "lights"} | options
+        answer: dict[str, Any] = client.post("/v1/answers", json=body).json()
+        return answer
+
+    put(client, "lights", {"id": "old", "text": "The lighthouse is 31 metres tall."})
+    until_covered(client, "lights")
+    first, again = ask(), ask()
+    assert (first["cached"], again["cached"]) == (False, True)
+    told = ("answer", "citations", "found", "confidence", "generator", "usage", "finish_reason")
+    assert {name: again[name] for name in told} == {name: first[name] for name in told}
+    assert [(row["stage"], row["branch"]) for row in again["timings"]][2:] == [("search", "version")]
+    assert not ask(cache=False)["cached"]
+
+    put(client, "elsewhere", {"id": "other", "text": "The lighthouse is painted white."})
+    assert ask()["cached"]
+    put(client, "lights", {"id": "old", "text": "The lighthouse was rebuilt and is 44 metres tall."})
+    fresh = ask()
+    assert not fresh["cached"]
+    assert "44 metres" in fresh["answer"]
+    assert "31 metres" not in fresh["answer"]
+
+
+def test_an_answer_given_again_streams_as_well(client: httpx.Client) -> None:
+    put(client, "streamed", *DOCUMENTS)
+    until_covered(client, "streamed")
+    body = {"question": "What causes the tides?", "collection": "streamed"}
+    whole = client.post("/v1/answers", json=body).json()
+    lines = client.post("/v1/answers", json=body | {"stream": True}).text.splitlines()
+    assert [line for line in lines if line.startswith("event: ")] == ["event: sources", "event: token", "event: done"]
+    _, token, end = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    assert (token["text"], end["cached"]) == (whole["answer"], True)
+    assert end["citations"] == whole["citations"]
+
+
+def test_the_same_document_again_replaces_it(client: httpx.Client) -> None:
+    def put_version(text: str) -> dict[str, Any]:
+        return put(client, "versions", {"id": "a/b c", "text": text})
+
+    assert put_version("The first version speaks of apples.")["replaced"] == 0
+    assert put_version("The second version speaks of pears.")["replaced"] == 1
     stored = client.get("/v1/documents/a/b c", params={"collection": "versions"}).json()
     assert "pears" in str(stored)
     assert "apples" not in str(stored)
@@ -111,36 +207,47 @@ def test_the_same_document_again_replaces_it(client: httpx.Client) -> None:
 
 
 async def test_concurrent_requests_share_batches_and_each_gets_its_own_answer(url: str) -> None:
-    questions = ["gravity of the moon", "borrow checker", "yeast and dough"] * 32
-    expected = ["tides", "rust", "bread"] * 32
+    # No two alike: the vector of a question that was asked before is not computed again.
+    asked = {"tides": "gravity of the moon", "rust": "borrow checker", "bread": "yeast and dough"}
+    expected = [document for _ in range(32) for document in asked]
+    questions = [f"{asked[document]}, part {number}" for number, document in enumerate(expected)]
     limits = httpx.Limits(max_connections=100)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
         posts = [client.post("/v1/search", json={"query": q, "collection": "notes", "k": 1}) for q in questions]
         answers = [response.json() for response in await asyncio.gather(*posts)]
     assert [answer["results"][0]["document_id"] for answer in answers] == expected
+    assert [answer["degraded"] for answer in answers] == [[]] * len(answers)
     largest = {
-        stage: max(row["batch_size"] for answer in answers for row in answer["timings"] if row["stage"] == stage)
-        for stage in ("embed", "search")
+        call: max(row["batch_size"] for answer in answers for row in answer["timings"] if _call(row) == call)
+        for call in ("embed", "search vector", "search text")
     }
-    assert largest["embed"] > 1
-    assert largest["search"] > 1
+    assert min(largest.values()) > 1, largest
+
+
+def _call(row: dict[str, Any]) -> str:
+    return f"{row['stage']} {row['branch']}".strip()
+
+
+async def test_a_question_asked_before_is_not_embedded_again(url: str) -> None:
+    body = {"query": "Who keeps the borrow checker?", "collection": "notes"}
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        first, again = [(await client.post("/v1/search", json=body)).json() for _ in range(2)]
+    sizes = [row["batch_size"] for answer in (first, again) for row in answer["timings"] if row["stage"] == "embed"]
+    assert sizes == [1, 0]
+    assert again["results"] == first["results"]
 
 
 async def test_a_stream_begins_with_sources_and_ends_with_the_same_answer_as_json(url: str) -> None:
-    body = {"question": "What causes the tides?", "collection": "notes"}
-    names, text = [], ""
+    body = {"question": "What causes the tides?", "collection": "notes", "cache": False}
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         whole = (await client.post("/v1/answers", json=body)).json()
         async with client.stream("POST", "/v1/answers", json=body | {"stream": True}) as response:
             assert response.headers["content-type"].startswith("text/event-stream")
-            async for line in response.aiter_lines():
-                if line.startswith("event: "):
-                    names.append(line.removeprefix("event: "))
-                elif line.startswith("data: ") and names[-1] == "token":
-                    text += httpx.Response(200, content=line.removeprefix("data: ")).json()["text"]
-    assert names[0] == "sources"
-    assert names[-1] == "done"
-    assert text == whole["answer"]
+            events = [event async for event in events_of(response)]
+    assert events[0][0] == "sources"
+    name, end = events[-1]
+    assert (name, end["cached"], end["citations"]) == ("done", False, whole["citations"])
+    assert "".join(data["text"] for name, data in events if name == "token") == whole["answer"]
 
 
 async def test_the_openai_client_works_unmodified(url: str) -> None:
@@ -172,6 +279,15 @@ def test_ad_hoc_texts_are_reranked_without_being_stored(client: httpx.Client) ->
         ("/v1/search", {"query": "a", "collection": "nowhere"}, (404,), "nowhere"),
         ("/v1/search", {"query": "a", "collection": "../etc"}, (400, 404, 422), "etc"),
         ("/v1/search", {"query": "a", "collection": "notes", "filter": {"x' OR 1=1": 1}}, (400,), "x' OR 1=1"),
+        ("/v1/search", {"query": "a", "collection": "notes", "filter": {"yaer": 2024}}, (400,), "'yaer'"),
+        (
+            "/v1/answers",
+            {"question": "a", "collection": "notes", "filter": {"yaer": 2024}},
+            (400,),
+            "known fields: year",
+        ),
+        ("/v1/search", {"query": "a metadata.yaer:2024", "collection": "notes"}, (400,), "'metadata.yaer'"),
+        ("/v1/search", {"query": "a year:2024", "collection": "notes", "filter": {"year": 2015}}, (400,), "'year'"),
         ("/v1/search", {"query": "a", "collection": "notes", "kk": 1}, (422,), "'k'"),
         ("/v1/answers", {"question": "a", "collection": "notes", "timeout_s": -1}, (400, 422), "timeout_s"),
         ("/v1/embeddings", {"input": "word " * 5000}, (400,), "256"),

@@ -39,13 +39,21 @@ QUESTIONS = {str(number): f"question {number}" for number in range(10)}
 
 COUNTER = "# HELP {name} Tokens.\n# TYPE {name} counter\n"
 
-# A process tree as Ray's: the raylet's children are an agent that serves metrics and a replica whose child listens.
-LISTEN = "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
-SPAWN = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', sys.argv[1], *sys.argv[2:]]))"
+# A process tree like Ray's: of the raylet's children one is an agent, the other a replica whose child listens.
+LISTEN = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+print(sys.argv[1], listener.getsockname()[1], flush=True)
+input()
+"""
+REPLICA = f"""
+import subprocess, sys
+subprocess.call([sys.executable, "-c", {LISTEN!r}, "replica"])
+"""
 RAYLET = f"""
 import subprocess, sys
-agent = subprocess.Popen([sys.executable, "-c", {LISTEN!r}, "DashboardAgent"], stdin=subprocess.PIPE)
-replica = subprocess.Popen([sys.executable, "-c", {SPAWN!r}, {LISTEN!r}], stdin=subprocess.PIPE)
+agent = subprocess.Popen([sys.executable, "-c", {LISTEN!r}, "agent"], stdin=subprocess.PIPE)
+replica = subprocess.Popen([sys.executable, "-c", {REPLICA!r}], stdin=subprocess.PIPE)
 input()
 for child in (agent, replica):
     child.communicate(b"\\n")
@@ -64,7 +72,7 @@ def page(**values: float) -> str:
 
 @dataclass
 class Server:
-    """Every prompt has as many tokens, and all but the very first find some of them in the cache.
+    """Every prompt has 100 tokens, of which all but the very first find 40 in the cache.
 
     The metrics page is `lag` readings old. Without `counts` the engine has no prefix cache.
     """
@@ -253,13 +261,13 @@ def test_the_metrics_page_is_at_the_agent_of_the_node_whose_descendant_listens(t
     command = [str(raylet), "-I", "-S", "-c", RAYLET]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        ports = [int(process.stdout.readline()) for _ in range(2)]
-        pages = {port: find_metrics_pages(f"http://127.0.0.1:{port}") for port in ports}
+        lines = [process.stdout.readline().split() for _ in range(2)]
+        ports = {name: int(port) for name, port in lines}
+        found = {name: find_metrics_pages(f"http://127.0.0.1:{port}") for name, port in ports.items()}
         process.communicate("\n")
-    found = {tuple(urls) for urls in pages.values()}
-    assert len(found) == 1, "both ports are of the same node"
-    ((url,),) = found
-    assert url in {f"http://127.0.0.1:{port}/metrics" for port in ports}
+    page_of_the_node = f"http://127.0.0.1:{ports['agent']}/metrics"
+    assert found["replica"] == [page_of_the_node]
+    assert found["agent"] == [page_of_the_node]
 
 
 def test_a_port_that_nobody_listens_on_has_no_metrics_page() -> None:
