@@ -85,6 +85,10 @@ class Indexer:
         A document that can't be indexed is reported as rejected; the others are written all the same.
         """
         check_collection_name(collection)
+        with self._writer.on_their_way(collection):
+            return await self._index(collection, documents, budget_s)
+
+    async def _index(self, collection: str, documents: Sequence[Document], budget_s: float) -> IndexReport:
         model = await self.describe()
         unique, rejected = _without_duplicates(documents)
         results = await self._in_thread(self._preparer.prepare, unique)

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -94,7 +95,7 @@ class IndexesConfig(Section):
         2.0, gt=0, description="A collection that is not written to for this long has its new chunks indexed."
     )
     keep_versions_s: float = Field(
-        3600.0,
+        600.0,
         ge=60,
         description="Versions of a table that were replaced longer ago are removed from the disk; it must be longer "
         "than any search and than `store.read_consistency_s`.",
@@ -182,6 +183,9 @@ def _share(index: Any, num_rows: int) -> float:
 class Upkeep:
     """When a collection is maintained: after many commits, or when nothing has been written to it for a while.
 
+    Maintenance writes the table anew, so it must not run after every commit of an ingest: as long as documents are on
+    their way, nothing counts as quiet. What maintenance replaced is removed from the disk later, by one more.
+
     `maintain` does the work. One collection is maintained at a time, because each takes every core. Where it fails,
     what was written stays as it is, and the work is tried again later.
     """
@@ -190,6 +194,8 @@ class Upkeep:
         self._config = config
         self._maintain = maintain
         self._commits: Counter[str] = Counter()
+        self._on_their_way: Counter[str] = Counter()
+        self._due: set[str] = set()
         self._failures: Counter[str] = Counter()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -199,8 +205,21 @@ class Upkeep:
     def committed(self, collection: str, behind: bool) -> None:
         """Take note of a commit; `behind` asks for maintenance as soon as the writes that wait already are done."""
         self._commits[collection] += 1
-        due = behind or self._commits[collection] >= self._config.commits_per_optimize
-        self.schedule(collection, 0.0 if due else self._config.maintain_after_s)
+        if behind or self._commits[collection] >= self._config.commits_per_optimize:
+            self._due.add(collection)
+        self.schedule(collection, 0.0 if collection in self._due else self._config.maintain_after_s)
+
+    @contextmanager
+    def on_their_way(self, collection: str) -> Iterator[None]:
+        """Documents are being prepared for the collection inside the block."""
+        self._on_their_way[collection] += 1
+        try:
+            yield
+        finally:
+            self._on_their_way[collection] -= 1
+            if not self._on_their_way[collection]:
+                # Names that clients make up must not pile up.
+                del self._on_their_way[collection]
 
     def schedule(self, collection: str, delay_s: float) -> None:
         """Maintain the collection in `delay_s` seconds; what was planned for it before is forgotten."""
@@ -223,7 +242,8 @@ class Upkeep:
 
     def _begin(self, collection: str) -> None:
         del self._timers[collection]
-        if collection in self._running:
+        is_written_to = collection in self._on_their_way and collection not in self._due
+        if collection in self._running or is_written_to:
             self.schedule(collection, self._config.maintain_after_s)
             return
         task = asyncio.create_task(self._run(collection))
@@ -233,7 +253,8 @@ class Upkeep:
     async def _run(self, collection: str) -> None:
         try:
             async with self._turn:
-                self._commits.pop(collection, None)
+                num_commits = self._commits.pop(collection, 0)
+                self._due.discard(collection)
                 await self._maintain(collection)
         except NotFound:
             # It was deleted meanwhile.
@@ -244,6 +265,8 @@ class Upkeep:
             self.schedule(collection, self._retry_after_s(collection))
         else:
             self._failures.pop(collection, None)
+            if num_commits and collection not in self._timers:
+                self.schedule(collection, self._config.keep_versions_s + self._config.maintain_after_s)
 
     def _retry_after_s(self, collection: str) -> float:
         return min(_MAX_RETRY_S, self._config.maintain_after_s * 2.0 ** self._failures[collection])

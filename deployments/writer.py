@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Coroutine, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -53,6 +54,10 @@ class CollectionWriter:
         """Plan the maintenance that an earlier writer may have left undone, for every collection."""
         for name in await self._tables.names():
             self._upkeep.schedule(name, 0.0)
+
+    def on_their_way(self, collection: str) -> AbstractContextManager[None]:
+        """Documents are being prepared for the collection inside the block, so that it is not quiet."""
+        return self._upkeep.on_their_way(collection)
 
     async def close(self) -> None:
         """Plan no more maintenance, and return when all that was begun has come to its end."""

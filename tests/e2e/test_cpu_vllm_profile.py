@@ -11,13 +11,14 @@ from typing import Any
 
 import httpx
 import openai
-import orjson
 import psutil
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from deployments.generator import FALLBACK
 from tests.command_line import CommandLine, command_line
+from tests.sse import events_of
 from tests.tiny_llm import make_tiny_llm
 
 # vLLM's CUDA build is importable without a GPU, but does not run on the CPU.
@@ -28,7 +29,13 @@ pytestmark = pytest.mark.skipif(
 PROFILE = Path(__file__).parents[2] / "deploy" / "cpu-vllm.yaml"
 CONTEXT_TOKENS = 32768
 BRIDGE = "The bridge was opened in 1932 after eight years of work. It is 503 metres long."
-QUESTION = {"question": "When was the bridge opened?", "collection": "notes", "temperature": 0, "max_tokens": 24}
+QUESTION = {
+    "question": "When was the bridge opened?",
+    "collection": "notes",
+    "temperature": 0,
+    "max_tokens": 24,
+    "cache": False,
+}
 ENDLESS: dict[str, Any] = {"max_tokens": 30_000, "stream": True, "timeout_s": 200}
 METRIC_TIMEOUT_S = 120
 
@@ -42,6 +49,7 @@ def raglane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     arguments["generator"]["vllm"] |= model | {"runtime_env": {"env_vars": {"HF_HUB_OFFLINE": "1"}}}
     arguments["generator"]["vllm"]["engine_kwargs"]["max_model_len"] = CONTEXT_TOKENS
     arguments["lane"]["parsing"] = {"question_max_chars": 400_000}
+    arguments["lane"]["llm_rewriting"] = {"enabled": True}
     config = folder / "cpu-vllm.yaml"
     config.write_text(yaml.safe_dump(document))
     with command_line(folder) as raglane:
@@ -56,15 +64,6 @@ def raglane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
 async def client(raglane: CommandLine) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=raglane.url, timeout=120) as client:
         yield client
-
-
-async def events_of(response: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
-    name = ""
-    async for line in response.aiter_lines():
-        if line.startswith("event: "):
-            name = line.removeprefix("event: ")
-        elif line.startswith("data: "):
-            yield name, orjson.loads(line.removeprefix("data: "))
 
 
 async def test_the_answer_streams_and_is_the_same_as_json(client: httpx.AsyncClient) -> None:
@@ -82,12 +81,32 @@ async def test_the_answer_streams_and_is_the_same_as_json(client: httpx.AsyncCli
     assert events[0][1]["sources"][0]["document_id"] == "bridge"
 
 
+async def test_the_fallback_stands_by(client: httpx.AsyncClient) -> None:
+    ready = (await client.get("/health/ready")).json()
+    assert (ready["status"], ready["stages"][FALLBACK]) == ("ready", "ready")
+
+
+async def test_the_model_is_asked_for_sub_queries_and_said_to_have_failed_where_it_has_none(
+    client: httpx.AsyncClient,
+) -> None:
+    asked = {"question": "Which is longer, the bridge or the tunnel?"}
+    answer = (await client.post("/v1/answers", json=QUESTION | asked)).json()
+    # What a model of random weights writes is JSON only where it ends in time.
+    by_model = [row for row in answer["timings"] if (row["stage"], row["branch"]) == ("rewrite", "language model")]
+    assert (len(by_model), answer["degraded"]) in ((1, []), (0, ["rewrite"]))
+    assert answer["generator"] == "tiny"
+    plain = (await client.post("/v1/answers", json=QUESTION | asked | {"rewrite": False})).json()
+    assert plain["degraded"] == []
+    assert [row["branch"] for row in plain["timings"] if row["stage"] == "rewrite"] == [""]
+
+
 async def test_the_openai_client_streams_what_the_model_writes(raglane: CommandLine) -> None:
     client = openai.AsyncOpenAI(base_url=f"{raglane.url}/v1", api_key="none")
     messages: Any = [{"role": "user", "content": "When was the bridge opened?"}]
     options: Any = {"model": "raglane/notes", "messages": messages, "temperature": 0, "max_tokens": 24}
-    whole = await client.chat.completions.create(**options)
-    stream = await client.chat.completions.create(**options, stream=True)
+    # Greedy decoding needs no seed: two of them make two questions, so that the second is not answered from the cache.
+    whole = await client.chat.completions.create(**options, seed=1)
+    stream = await client.chat.completions.create(**options, seed=2, stream=True)
     pieces = [chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices]
     assert len([piece for piece in pieces if piece]) > 5
     assert "".join(pieces) == whole.choices[0].message.content
@@ -120,7 +139,7 @@ async def test_a_client_that_leaves_stops_the_model(client: httpx.AsyncClient, r
     assert (await client.post("/v1/answers", json=QUESTION)).status_code == 200
 
 
-async def test_a_model_that_dies_ends_its_streams_with_an_error(
+async def test_a_model_that_dies_ends_its_streams_with_an_error_and_the_fallback_takes_over(
     client: httpx.AsyncClient, raglane: CommandLine
 ) -> None:
     """The last test: the server is without its model afterwards, until a new replica has loaded it."""
@@ -131,6 +150,18 @@ async def test_a_model_that_dies_ends_its_streams_with_an_error(
         names = [name async for name, _ in events]
     assert names[-1] == "error"
     assert "done" not in names
+
+    # Much less time than loading the model takes.
+    asked = QUESTION | {"max_tokens": None, "timeout_s": 10}
+    for rewrite, degraded in ((False, ["generate"]), (True, ["rewrite", "generate"])):
+        answered = await client.post("/v1/answers", json=asked | {"rewrite": rewrite})
+        assert answered.status_code == 200
+        answer = answered.json()
+        assert (answer["generator"], answer["degraded"]) == ("extractive", degraded)
+        assert answer["answer"] == "The bridge was opened in 1932 after eight years of work. [1]"
+    async with client.stream("POST", "/v1/answers", json=asked | {"rewrite": False, "stream": True}) as response:
+        *_, (name, end) = [event async for event in events_of(response)]
+    assert (name, end["generator"], end["degraded"]) == ("done", "extractive", ["generate"])
 
 
 @asynccontextmanager

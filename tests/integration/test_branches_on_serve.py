@@ -19,7 +19,12 @@ CONFIG: dict[str, Any] = {
     "embedder": {"engine": "tests.engines:WordHashEncoder"},
     "generator": {"engine": "tests.engines:Planner"},
 }
-LANE = {"default_collection": "notes", "default_k": 3, "llm_rewriting": {"enabled": True}}
+LANE = {
+    "default_collection": "notes",
+    "default_k": 3,
+    "llm_rewriting": {"enabled": True},
+    "fusion": {"sub_query_weight": 1},
+}
 
 DOCUMENTS = [
     {"id": "pump", "text": "It stopped (E4711)."},

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from deployments.errors import ConfigError
-from serve_app.serve_file import check_serve_document, custom_resources, load_serve_file
+from serve_app.config import AppConfig
+from serve_app.serve_file import check_serve_document, custom_resources, deployments_of, load_serve_file
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -178,3 +179,10 @@ class TestReading:
     def test_the_custom_resources_of_a_file_are_those_its_replicas_ask_for(self) -> None:
         assert custom_resources(_load("gpu")) == {"gpu_small", "gpu_llm"}
         assert custom_resources(_load("local")) == set()
+
+
+@pytest.mark.parametrize(("fallback", "extra"), [(True, {"FallbackGenerator"}), (False, set())])
+def test_a_language_model_has_a_fallback_beside_it_unless_it_is_switched_off(fallback: bool, extra: set[str]) -> None:
+    alone = set(deployments_of(AppConfig()))
+    generator = {"vllm": {"model_id": "m"}, "fallback": fallback}
+    assert set(deployments_of(AppConfig.model_validate({"generator": generator}))) == alone | extra
