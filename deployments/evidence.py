@@ -270,7 +270,7 @@ class SentenceEvidence:
         scores = np.zeros(sum(num_sentences), dtype=np.float32)
         if weight:
             scores += weight * coverages(
-                self._stemmer.terms(query),
+                self._stemmer.question_terms(query),
                 np.concatenate([sentences.stems for sentences in candidates]),
                 np.concatenate([sentences.num_stems for sentences in candidates]),
                 np.repeat(np.arange(len(candidates)), num_sentences),

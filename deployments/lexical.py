@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from deployments.contracts import Vector
 from deployments.errors import ConfigError
+from deployments.parsing import FUNCTION_WORDS
 
 # (n,) uint32, sorted, each stem once: its CRC-32 stands for it. Two of a passage's few hundred stems share one with a
 # probability of about 1 in 100,000.
@@ -56,7 +57,18 @@ class Stemmer:
 
     def terms(self, text: str) -> Terms:
         """The distinct stems of the text's words, whatever their case."""
-        stems = self._stem(_WORD.findall(folded(text)))
+        return self._terms(_WORD.findall(folded(text)))
+
+    def question_terms(self, question: str) -> Terms:
+        """The stems of the words that say what is asked for: "what" and "did" rarely stand in an answer.
+
+        Function words are known of English alone; of a question that has no others they are kept.
+        """
+        words = _WORD.findall(folded(question))
+        return self._terms([word for word in words if word not in FUNCTION_WORDS] or words)
+
+    def _terms(self, words: list[str]) -> Terms:
+        stems = self._stem(words)
         return np.unique(np.fromiter((_hash(stem) for stem in stems), dtype=np.uint32, count=len(stems)))
 
 

@@ -40,6 +40,11 @@ class LaneConfig(Section):
     embed_timeout_s: float = Field(
         10.0, gt=0, description="Embedding that takes longer is left out: text search alone answers, and says so."
     )
+    first_word_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="A generator that has not begun its answer by then is stood in for, where there is a fallback.",
+    )
     fallback_reserve_s: float = Field(
         1.0,
         gt=0,

@@ -120,7 +120,7 @@ class Lane:
         self._retrieval = Retrieval(config, stages)
         self._context = context
         self._stages = stages
-        self._writer = Writer(stages.generator, stages.fallback, config.fallback_reserve_s)
+        self._writer = Writer(stages.generator, stages.fallback, config.fallback_reserve_s, config.first_word_timeout_s)
         self._answers: AnswerCache[_Cached] = AnswerCache(config.answer_cache)
 
     async def search(self, query: Query, deadline: Deadline) -> Found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -30,10 +31,13 @@ class Writer:
     A stream whose first words are out is not begun anew: its failure is raised.
     """
 
-    def __init__(self, generator: Generates, fallback: Generates | None, reserve_s: float) -> None:
+    def __init__(
+        self, generator: Generates, fallback: Generates | None, reserve_s: float, first_word_timeout_s: float
+    ) -> None:
         self._generator = generator
         self._fallback = fallback
         self._reserve_s = reserve_s
+        self._first_word_timeout_s = first_word_timeout_s if fallback is not None else math.inf
 
     async def write(
         self, request: GenerateRequest, stream: bool, deadline: Deadline, trace: Trace
@@ -72,7 +76,7 @@ class Writer:
         budget_s = left_s if stream else left_s - reserved_s
         async with aclosing(_whole(self._generator, replace(request, budget_s=budget_s))) as events:
             try:
-                async with asyncio.timeout(left_s - reserved_s):
+                async with asyncio.timeout(min(left_s - reserved_s, self._first_word_timeout_s)):
                     first = await anext(events)
             except TimeoutError:
                 raise DeadlineExceeded("the generator had not begun its answer in time; raise timeout_s") from None

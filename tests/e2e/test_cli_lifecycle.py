@@ -55,11 +55,14 @@ def test_a_newcomers_first_steps_from_up_to_down(raglane: CommandLine) -> None:
 
     found: Any = json.loads(raglane.run("search", "boiling point of water", "-k", "1", "--json").stdout)
     assert "100 degrees" in found["results"][0]["text"]
+    by_words: Any = json.loads(raglane.run("search", "melting iron", "--mode", "text", "--no-rewrite", "--json").stdout)
+    assert "1538 degrees" in by_words["results"][0]["text"]
+    assert {row["branch"] for row in by_words["timings"] if row["stage"] == "search"} == {"text", "fuse"}
     asked = raglane.run("ask", "At how many degrees does water boil?")
     assert asked.returncode == 0, asked.stderr
     assert "100 degrees" in asked.stdout
     assert "[1]" in asked.stdout
-    streamed = raglane.run("ask", "At how many degrees does water boil?", "--stream")
+    streamed = raglane.run("ask", "At how many degrees does water boil?", "--stream", "--no-cache")
     assert streamed.returncode == 0, streamed.stderr
     assert "100 degrees" in streamed.stdout
 

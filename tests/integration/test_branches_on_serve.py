@@ -141,5 +141,5 @@ def calls(found: dict[str, Any]) -> list[tuple[str, str]]:
 def side_by_side(found: dict[str, Any]) -> bool:
     """Whether any call begins before one that began earlier has ended."""
     spans = sorted((row["start_s"], row["start_s"] + row["total_s"]) for row in found["timings"])
-    # Starts are made from two readings of the clock.
-    return any(start < end - 1e-3 for (_, end), (start, _) in itertools.pairwise(spans))
+    rounding_s = 1e-6
+    return any(start < end - rounding_s for (_, end), (start, _) in itertools.pairwise(spans))

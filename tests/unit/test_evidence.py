@@ -384,7 +384,7 @@ async def test_where_the_embedder_fails_stored_passages_are_scored_by_their_word
     by_words = await score(library.evidence(coverage_weight=1), *STORED)
     library.embedder.faults.error = error
     assert alike(await score(library.evidence(), *STORED), by_words)
-    assert by_words[0].best > max(one.best for one in by_words[1:3]) + 0.2
+    assert by_words[0].best > max(one.best for one in by_words[1:3])
 
 
 @pytest.mark.parametrize("others", [(), (COAST,), (COAST, replace(IRON, text="Replaced since."))])

@@ -202,3 +202,16 @@ def test_a_phrase_is_found_whatever_its_case_and_white_space(phrase: str, text: 
 )
 def test_a_phrase_is_not_found_in_the_middle_of_other_words(phrase: str, text: str) -> None:
     assert not phrase_pattern(phrase).search(folded(text))
+
+
+@pytest.mark.parametrize(
+    ("question", "same_as"),
+    [
+        ("What pulls the tides?", "pulls tides"),
+        ("Who was it?", "who was it"),
+        ("Does IT matter? 42!", "matter 42"),
+    ],
+)
+def test_what_only_asks_is_not_part_of_a_question_unless_there_is_nothing_else(question: str, same_as: str) -> None:
+    stemmer = Stemmer()
+    assert stemmer.question_terms(question).tolist() == stemmer.terms(same_as).tolist()

@@ -579,6 +579,18 @@ async def test_a_generator_that_gives_no_word_is_stood_in_for_and_named(
     assert "generate fallback" in calls(last.trace)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_generator_that_does_not_begin_is_stood_in_for_long_before_the_deadline(
+    with_fallback: Fakes, stream: bool
+) -> None:
+    with_fallback.generator.faults = Faults(delay_s=3600)
+    lane = with_fallback.lane(LaneConfig(first_word_timeout_s=0.05))
+    *_, last = await answer(lane, Question(query(), stream=stream), timeout_s=3000)
+    assert isinstance(last, Answered)
+    assert (last.generator, last.degraded) == (FALLBACK, ("generate",))
+    assert with_fallback.generator.num_running == 0
+
+
 async def test_a_whole_answer_that_breaks_off_is_begun_anew_by_the_fallback(with_fallback: Fakes) -> None:
     with_fallback.generator.fail_after, with_fallback.generator.faults.error = 2, EngineFailed("broken")
     events = await answer(with_fallback.lane(), Question(query()))
