@@ -52,7 +52,9 @@ class ExtractiveConfig(Section):
     min_score: float = Field(
         0.3, ge=0, le=1, description="Where no sentence scores as much, the documents hold no answer."
     )
-    max_drop: float = Field(0.15, ge=0, description="A further sentence may score at most this much below the best one.")
+    max_drop: float = Field(
+        0.15, ge=0, description="A further sentence may score at most this much below the best one."
+    )
     evidence: EvidenceConfig = Field(
         default_factory=lambda: EvidenceConfig(cache_bytes=64 * 2**20),
         description="How sentences are compared with the question.",

@@ -185,8 +185,7 @@ async def test_extracts_of_stored_passages_are_those_of_their_texts(meaningful: 
 GULLS = "Gulls shout at the coast all day long. " * 6
 BOATS = "Boats lie in the harbour until the water is back. " * 6
 LONG = (
-    f"The tides of the sea are made by the moon. {GULLS}\n\n{BOATS}"
-    "The moon and the sun make the tides of the sea together."
+    f"The moon makes the tides of the sea. {GULLS}\n\n{BOATS}The moon and the sun make the tides of the sea together."
 )
 
 
@@ -204,7 +203,7 @@ async def test_extracts_of_merged_passages_stand_in_the_order_of_their_document(
     request = GenerateRequest(QUESTION, (await merged_source(meaningful),), (), collection="docs", budget_s=BUDGET_S)
     text, _ = await answered(meaningful.generator, request)
     assert text == (
-        "The tides of the sea are made by the moon. [1] The moon and the sun make the tides of the sea together. [1]"
+        "The moon makes the tides of the sea. [1] The moon and the sun make the tides of the sea together. [1]"
     )
 
 
