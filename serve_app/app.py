@@ -16,7 +16,7 @@ from deployments.context import ContextBuilder
 from deployments.contracts import EmbeddingModel, Generates
 from deployments.embedder import Embedder
 from deployments.embedding_cache import CachedEmbedder
-from deployments.errors import StageUnavailable
+from deployments.errors import StageError, StageUnavailable
 from deployments.generator import FALLBACK, Generator, generator_name, has_fallback
 from deployments.indexer import Indexer
 from deployments.llm_rewriting import LlmRewriter
@@ -32,6 +32,7 @@ from deployments.remote import (
 )
 from deployments.reranker import Reranker, reranker_name
 from deployments.retriever import Retriever
+from deployments.telemetry import CacheMetrics, IndexMetrics
 from deployments.token_counting import TokenCounter
 from deployments.vllm_generator import build_token_counter, build_vllm_generator
 from serve_app.api.app import create_api
@@ -41,6 +42,10 @@ from serve_app.pipeline import Lane
 from serve_app.retrieval import Stages
 
 logger = logging.getLogger(__name__)
+
+_REPORT_CACHES_S = 1.0
+# Counts the rows of every collection.
+_REPORT_COVERAGE_S = 10.0
 
 
 class Ingress:
@@ -57,17 +62,25 @@ class Ingress:
         embedding_model = await _model_of(embedder)
         reranker = RemoteReranker(handles["Reranker"], config.hops.rerank)
         generator = RemoteGenerator(handles["Generator"])
+        cached_embedder = CachedEmbedder(embedder, embedding_model.name, config.lane.embedding_cache)
         stages = Stages(
-            embedder=CachedEmbedder(embedder, embedding_model.name, config.lane.embedding_cache),
+            embedder=cached_embedder,
             retriever=RemoteRetriever(handles["Retriever"], config.hops.search),
             reranker=reranker,
             generator=generator,
             fallback=RemoteGenerator(handles[FALLBACK]) if FALLBACK in handles else None,
             rewriter=_rewriter(config, generator),
         )
+        lane = Lane(config.lane, _context_builder(config), stages, prompt_limit(config))
+        indexer = RemoteIndexer(handles["Indexer"])
+        # The loop keeps no task alive that nobody holds.
+        self._reporting = [
+            asyncio.create_task(_report_caches(cached_embedder, lane)),
+            asyncio.create_task(_report_coverage(indexer)),
+        ]
         services = Services(
-            lane=Lane(config.lane, _context_builder(config), stages, prompt_limit(config)),
-            indexer=RemoteIndexer(handles["Indexer"]),
+            lane=lane,
+            indexer=indexer,
             embedder=embedder,
             reranker=reranker,
             readiness=lambda: readiness(handles, config.http.readiness_timeout_s),
@@ -79,6 +92,27 @@ class Ingress:
         )
         # Serve returns the request id by itself.
         return create_api(services, echo_request_id=False)
+
+
+async def _report_caches(embedder: CachedEmbedder, lane: Lane) -> None:
+    """Export what the caches of this replica do, for as long as it lives."""
+    embeddings, answers = CacheMetrics("embedding"), CacheMetrics("answer")
+    while True:
+        vectors, given = embedder.stats(), lane.answer_cache_stats()
+        embeddings.report(vectors.hits + vectors.joined, vectors.misses, vectors.num_bytes)
+        answers.report(given.hits, given.misses, given.num_bytes)
+        await asyncio.sleep(_REPORT_CACHES_S)
+
+
+async def _report_coverage(indexer: RemoteIndexer) -> None:
+    """Export how far the indexes cover their collections, for as long as this replica lives."""
+    metrics = IndexMetrics()
+    while True:
+        try:
+            metrics.report(await indexer.coverage())
+        except StageError as error:
+            logger.info("the coverage of the indexes is not known: %s", error.message)
+        await asyncio.sleep(_REPORT_COVERAGE_S)
 
 
 async def _model_of(embedder: RemoteEmbedder) -> EmbeddingModel:

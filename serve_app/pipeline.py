@@ -22,7 +22,7 @@ from deployments.contracts import (
     Usage,
 )
 from deployments.errors import StageError
-from serve_app.answer_cache import AnswerCache, canonical
+from serve_app.answer_cache import AnswerCache, AnswerCacheStats, canonical
 from serve_app.lane_config import LaneConfig
 from serve_app.retrieval import CLIENTS_FAULT, Query, Retrieval, Stages, Understood
 from serve_app.trace import Deadline, Trace
@@ -122,6 +122,10 @@ class Lane:
         self._stages = stages
         self._writer = Writer(stages.generator, stages.fallback, config.fallback_reserve_s, config.first_word_timeout_s)
         self._answers: AnswerCache[_Cached] = AnswerCache(config.answer_cache)
+
+    def answer_cache_stats(self) -> AnswerCacheStats:
+        """How often the answer cache was of use."""
+        return self._answers.stats()
 
     async def search(self, query: Query, deadline: Deadline) -> Found:
         """The passages that match the query best."""

@@ -128,12 +128,19 @@ async def test_what_does_not_fit_the_model_is_a_bad_request_with_the_length_that
     assert refused.json()["error"]["type"] == "input_too_long"
 
 
+async def test_caches_and_index_coverage_are_metrics(client: httpx.AsyncClient, raglane: CommandLine) -> None:
+    for _ in range(2):
+        assert (await client.post("/v1/search", json={"query": "How long is it?", "collection": "notes"})).is_success
+    assert await metric(raglane, "raglane_cache_lookups_total") > 0
+    assert await metric(raglane, "raglane_index_coverage") > 0
+
+
 async def test_a_client_that_leaves_stops_the_model(client: httpx.AsyncClient, raglane: CommandLine) -> None:
     assert (await client.post("/v1/answers", json=QUESTION)).status_code == 200
     await until_running(raglane, 0)
     async with endless_answers(client):
         await until_running(raglane, 1)
-        written_before = await metric(raglane, "generation_tokens_total")
+        written_before = await metric(raglane, "vllm_generation_tokens_total")
     await until_running(raglane, 0)
     assert await settled_tokens(raglane) - written_before < ENDLESS["max_tokens"] / 2
     assert (await client.post("/v1/answers", json=QUESTION)).status_code == 200
@@ -205,7 +212,7 @@ async def until_running(raglane: CommandLine, count: int) -> None:
     """Wait until vLLM's own metric says that so many requests are running."""
     async with asyncio.timeout(METRIC_TIMEOUT_S):
         while True:
-            if await metric(raglane, "num_requests_running") == count:
+            if await metric(raglane, "vllm_num_requests_running") == count:
                 return
             await asyncio.sleep(0.25)
 
@@ -215,7 +222,7 @@ async def settled_tokens(raglane: CommandLine) -> float:
     seen: list[float] = []
     async with asyncio.timeout(METRIC_TIMEOUT_S):
         while len(seen) < 4 or len(set(seen[-4:])) > 1:
-            seen.append(await metric(raglane, "generation_tokens_total"))
+            seen.append(await metric(raglane, "vllm_generation_tokens_total"))
             await asyncio.sleep(1)
     return seen[-1]
 
@@ -224,14 +231,14 @@ async def metric(raglane: CommandLine, name: str) -> float:
     """A metric's next exported figure. A busy machine reports late, and Ray drops a gauge that is two reports old."""
     async with asyncio.timeout(METRIC_TIMEOUT_S):
         while True:
-            value = await asyncio.to_thread(vllm_metric, raglane, name)
+            value = await asyncio.to_thread(exported, raglane, name)
             if value is not None:
                 return value
             await asyncio.sleep(0.25)
 
 
-def vllm_metric(raglane: CommandLine, name: str) -> float | None:
-    """The sum of one of vLLM's metrics, from the page of the server's own Ray: one of its agent's ports has it."""
+def exported(raglane: CommandLine, name: str) -> float | None:
+    """The sum of one metric, from the page of the server's own Ray: one of its agent's ports has it."""
     state = raglane.state_file.read()
     assert state is not None
     for process in state.processes:
@@ -244,7 +251,7 @@ def vllm_metric(raglane: CommandLine, name: str) -> float | None:
                 sample.value
                 for family in text_string_to_metric_families(page if page.startswith("#") else "")
                 for sample in family.samples
-                if sample.name == f"ray_vllm_{name}"
+                if sample.name == f"ray_{name}"
             ]
             if samples:
                 return sum(samples)
