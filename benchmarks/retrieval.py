@@ -161,9 +161,13 @@ async def _search(http: httpx.AsyncClient, body: dict[str, Any]) -> list[dict[st
     if response.status_code != 200:
         raise ExperimentError(f"the search was answered {response.status_code}: {response.text[:300]}")
     try:
-        found: list[dict[str, Any]] = response.json()["results"]
+        answer = response.json()
+        found: list[dict[str, Any]] = answer["results"]
+        degraded: list[str] = answer.get("degraded") or []
     except (ValueError, KeyError, TypeError) as error:
         raise ExperimentError(f"the answer has no results: {response.text[:300]}") from error
+    if degraded:
+        raise ExperimentError(f"a search did without {', '.join(degraded)}; it would not show what it is meant to")
     return found
 
 

@@ -33,6 +33,7 @@ Spans = NDArray[np.int32]
 Int8Vectors = NDArray[np.int8]
 
 TEXTS_PER_REQUEST = 128
+_QUERY_SHARE = 0.25
 _COLUMNS = ("id", "text", "title", "sentence_spans", "sentence_vectors", "title_vector")
 
 # Collection, passage id and hash of the passage's title and text.
@@ -177,7 +178,8 @@ class SentenceEvidence:
         """
         expires_at = time.monotonic() + budget_s
         if query_vector is None:
-            query_vector = await self._query_vector(query, budget_s)
+            # Whoever asks without a vector may have failed to embed the query himself: words alone will do as well.
+            query_vector = await self._query_vector(query, budget_s * _QUERY_SHARE)
         sentences = await self._sentences(candidates, collection, expires_at)
         return await self._in_thread(self._score_all, sentences, query, query_vector)
 

@@ -160,7 +160,8 @@ class ExtractiveAnswerer:
         best_first = candidate_quotes(request.sources, scored)
         quotes = choose_quotes(best_first, self._config)
         pieces = [f"{quote.text} [{quote.number}]" for quote in quotes] or [NOT_FOUND]
-        written, cut = _within_words(pieces, request.options.max_tokens)
+        # Half of "not found" would say nothing, or the contrary.
+        written, cut = _within_words(pieces, request.options.max_tokens if quotes else None)
         for index, piece in enumerate(written):
             yield Delta(piece if index == 0 else f" {piece}")
         read = sum(len(source.passage.text.split()) for source in request.sources)

@@ -205,6 +205,9 @@ class Upkeep:
     def committed(self, collection: str, behind: bool) -> None:
         """Take note of a commit; `behind` asks for maintenance as soon as the writes that wait already are done."""
         self._commits[collection] += 1
+        if self._failures[collection] and collection in self._timers:
+            # It is tried again when it is planned to be: each try takes every core.
+            return
         if behind or self._commits[collection] >= self._config.commits_per_optimize:
             self._due.add(collection)
         self.schedule(collection, 0.0 if collection in self._due else self._config.maintain_after_s)

@@ -70,6 +70,7 @@ class Ingress:
             generator=generator,
             fallback=RemoteGenerator(handles[FALLBACK]) if FALLBACK in handles else None,
             rewriter=_rewriter(config, generator),
+            samples=config.generator.vllm is not None,
         )
         lane = Lane(config.lane, _context_builder(config), stages, prompt_limit(config))
         indexer = RemoteIndexer(handles["Indexer"])

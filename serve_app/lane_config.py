@@ -50,6 +50,13 @@ class LaneConfig(Section):
         gt=0,
         description="Time kept for the extractive answer when generation begins; at most a fifth of what is left.",
     )
+    stage_deadline_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of what is left of the deadline that embedding, a search or reranking may take; then the "
+        "others still have time to answer without it.",
+    )
     concurrent: bool = Field(
         True, description="Run branches that need nothing of each other at the same time; false: one after the other."
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import blake2b
 
 from deployments.citations import CitationFilter, cited_sources
 from deployments.context import NOT_FOUND, ContextBuilder
@@ -98,7 +99,8 @@ class _Cached:
     @property
     def num_bytes(self) -> int:
         """An estimate: what takes memory is text, a source's twice where chunks were merged."""
-        return len(self.text) + sum(2 * len(source.passage.text) for source in self.sources)
+        passages = [source.passage for source in self.sources]
+        return len(self.text) + sum(2 * len(passage.text) + len(str(passage.metadata)) for passage in passages)
 
 
 PromptLimit = Callable[[int | None], int | None]
@@ -178,16 +180,20 @@ class Lane:
     def _cache_key(self, question: Question, understood: Understood) -> str | None:
         """What the answer depends on besides the collection's version; None for an answer that is not to be kept."""
         options = question.options
-        sampled = bool(options.temperature) and options.seed is None
+        varies = self._stages.samples if options.temperature is None else options.temperature > 0
+        sampled = varies and options.seed is None
         if not (self.config.answer_cache.enabled and question.cache) or sampled:
             return None
         query = question.query
-        return canonical(
+        # Nobody but a language model reads the conversation.
+        history = query.history if self._stages.rewriter is not None else ()
+        asked = canonical(
             [
                 [query.collection, understood.texts, understood.filter, query.k, query.mode, query.rerank],
-                [query.rewrite, query.history, asdict(options)],
+                [query.rewrite, history, asdict(options)],
             ]
         )
+        return blake2b(asked.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     async def _known_answer(self, key: str | None, collection: str, deadline: Deadline, trace: Trace) -> _Cached | None:
         """The answer given before, if the collection has not changed since."""

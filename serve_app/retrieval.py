@@ -8,6 +8,7 @@ parse ─► rules┼─► search (text, every query at once) ─────�
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -37,6 +38,9 @@ from deployments.rewriting import sub_queries
 from serve_app.lane_config import LaneConfig
 from serve_app.trace import Deadline, Trace
 
+MAX_FILTER_VALUES = 1000
+MAX_FILTER_CHARS = 65_536
+
 # What only the client can mend is never answered with less; everything else may be.
 CLIENTS_FAULT = (InvalidInput, NotFound, IndexMismatch)
 
@@ -54,6 +58,7 @@ class Stages:
     """The stages that are deployments, as the lane sees them; None where one is not configured.
 
     `fallback` answers when the generator can't; `rewriter` is the language model's half of the rewrite stage.
+    `samples` says that the generator's answers vary unless a request asks for temperature 0 or names a seed.
     """
 
     embedder: Embeds
@@ -62,6 +67,7 @@ class Stages:
     generator: Generates
     fallback: Generates | None = None
     rewriter: Rewrites | None = None
+    samples: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +165,13 @@ class Retrieval:
             raise request.failed.get("search") or request.failed["embed"]
         with trace.local("search", "fuse"):
             passages = fuse(request.hits, self._config.fusion, understood.phrases)
-        if query.rerank:
+        if query.rerank and passages and self._config.rerank_weight:
             passages = await self._rerank(request, passages)
         version = request.versions.pop() if len(request.versions) == 1 else None
         return Retrieved(passages[: query.k], request.degraded(), request.vector, version)
 
     async def _by_vector(self, request: _Request, texts: tuple[str, ...], first: int = 0) -> None:
-        budget_s = min(request.deadline.remaining_s(), self._config.embed_timeout_s)
+        budget_s = self._budget_s(request, self._config.embed_timeout_s)
         try:
             embedded = await request.trace.timed("embed", self._stages.embedder.embed(EmbedRequest(texts), budget_s))
         except CLIENTS_FAULT:
@@ -222,11 +228,15 @@ class Retrieval:
             wanted = SearchRequest(
                 query.collection, self._depth(query), kind, vectors[index], texts[index], request.understood.filter
             )
-            asked = self._stages.retriever.search(wanted, request.deadline.remaining_s())
+            asked = self._stages.retriever.search(wanted, self._budget_s(request))
             try:
                 found = await request.trace.timed("search", asked, kind)
-            except CLIENTS_FAULT:
-                raise
+            except CLIENTS_FAULT as error:
+                if not (isinstance(error, IndexMismatch) and kind == "text" and query.mode == "hybrid"):
+                    raise
+                # Made before there was text search; by vector it can be searched all the same.
+                request.failed["search"] = error
+                return
             except StageError as error:
                 request.failed["search"] = error
                 return
@@ -235,6 +245,10 @@ class Retrieval:
             request.versions.add(found.version)
 
         await self._together([lambda index=index: search(index) for index in range(len(texts))])  # type: ignore[misc]
+
+    def _budget_s(self, request: _Request, at_most_s: float = math.inf) -> float:
+        """What one call may take, so that what fails to answer in time leaves the others some."""
+        return min(request.deadline.remaining_s() * self._config.stage_deadline_share, at_most_s)
 
     def _depth(self, query: Query) -> int:
         """How many passages each search returns."""
@@ -246,7 +260,7 @@ class Retrieval:
         query = request.query
         candidates = tuple(Candidate(p.text, p.id, p.title) for p in passages[: self._config.rerank_candidates])
         asked = RerankRequest(request.understood.text, candidates, query.collection, request.vector)
-        budget_s = min(request.deadline.remaining_s(), self._config.rerank_timeout_s)
+        budget_s = self._budget_s(request, self._config.rerank_timeout_s)
         try:
             scores = await request.trace.timed("rerank", self._stages.reranker.rerank(asked, budget_s))
         except InvalidInput:
@@ -275,4 +289,20 @@ def _merged(inline: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     """Both filters; a field may stand in one of them only, because two conditions on it would hide each other."""
     for name in inline.keys() & given.keys():
         raise InvalidInput(f"filter field {name!r} stands in the question and in `filter`; leave one of them out")
-    return {**inline, **given}
+    merged = {**inline, **given}
+    for name, wanted in merged.items():
+        _check_size(name, wanted)
+    return merged
+
+
+def _check_size(name: str, wanted: Any) -> None:
+    """Raise InvalidInput for what no filter needs: it would travel with the requests of others."""
+    inner = (
+        wanted.values() if isinstance(wanted, Mapping) else wanted if isinstance(wanted, list | tuple) else (wanted,)
+    )
+    if any(isinstance(value, Mapping | list | tuple) for value in inner):
+        raise InvalidInput(f"filter field {name!r}: a value inside a list or an object must be a scalar")
+    if len(inner) > MAX_FILTER_VALUES or sum(len(str(value)) for value in inner) > MAX_FILTER_CHARS:
+        raise InvalidInput(
+            f"filter field {name!r}: at most {MAX_FILTER_VALUES} values of {MAX_FILTER_CHARS} characters together"
+        )

@@ -35,7 +35,8 @@ async def chat(body: ChatBody, request: Request) -> Response:
     config = services.lane.config
     body.refuse_unsupported()
     request_id = request_id_of(request.scope)
-    question = Question(_query(body, config, request_id), body.options(), request_id, stream=bool(body.stream))
+    query = _query(body, config, request_id)
+    question = Question(query, body.options(), request_id, stream=bool(body.stream), cache=body.cache)
     events = services.lane.answer(question, deadline_of(body.timeout_s, config))
     if body.stream:
         await begun(events)

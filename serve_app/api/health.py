@@ -11,6 +11,9 @@ from deployments.errors import StageError
 from serve_app.api.services import READY, Services, services_of
 from serve_app.api.wire import JsonResponse
 
+# Nice to know, but no reason to keep a probe waiting.
+_COVERAGE_TIMEOUT_S = 1.0
+
 router = APIRouter(prefix="/health", tags=["health"])
 
 
@@ -60,7 +63,7 @@ async def _stages(services: Services) -> dict[str, str]:
 
 async def _coverage(services: Services) -> dict[str, dict[str, float]]:
     try:
-        async with asyncio.timeout(services.http.readiness_timeout_s):
+        async with asyncio.timeout(min(services.http.readiness_timeout_s, _COVERAGE_TIMEOUT_S)):
             return await services.indexer.coverage()
     except (TimeoutError, StageError):
         return {}

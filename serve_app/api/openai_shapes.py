@@ -72,6 +72,7 @@ class ChatBody(OpenAIBody):
     stop: Strings | None = Field(None, description="Texts that end the answer.")
     seed: int | None = Field(None, description="Makes sampling repeatable.")
     timeout_s: float | None = Field(None, gt=0, description="Seconds after which the answer is of no use any more.")
+    cache: bool = Field(True, description="Whether an answer that was given before will do, if nothing has changed.")
 
     def options(self) -> GenerationOptions:
         """The sampling options among the fields."""

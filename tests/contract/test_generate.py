@@ -199,6 +199,14 @@ async def merged_source(backend: Backend) -> Source:
     return Source(1, replace(parts[0], text=LONG, end=len(LONG)), parts)
 
 
+async def test_that_nothing_was_found_is_never_cut(meaningful: Backend) -> None:
+    bees = Source(1, Passage("bees", "bees", BEES, 0.5))
+    options = GenerationOptions(max_tokens=2)
+    request = GenerateRequest("Who built the first submarine?", (bees,), (), options, budget_s=BUDGET_S)
+    text, last = await answered(meaningful.generator, request)
+    assert (text, last.finish_reason) == (NOT_FOUND, "stop")
+
+
 async def test_extracts_of_merged_passages_stand_in_the_order_of_their_document(meaningful: Backend) -> None:
     request = GenerateRequest(QUESTION, (await merged_source(meaningful),), (), collection="docs", budget_s=BUDGET_S)
     text, _ = await answered(meaningful.generator, request)

@@ -137,8 +137,8 @@ async def test_a_client_that_leaves_between_two_tokens_stops_the_generator(fakes
 
 
 async def test_a_question_past_its_deadline_is_answered_504(fakes: FakeServices, client: httpx.AsyncClient) -> None:
-    fakes.embedder.faults.delay_s = 30
-    response = await client.post("/v1/answers", json={"question": "tides", "timeout_s": 0.02})
+    fakes.generator.faults.delay_s = 30
+    response = await client.post("/v1/answers", json={"question": "tides", "timeout_s": 0.05})
     assert response.status_code == 504
     assert response.json()["error"]["type"] == "deadline_exceeded"
 

@@ -108,13 +108,23 @@ async def test_a_collection_of_another_model_is_a_conflict(fakes: FakeServices, 
     assert response.json()["error"]["type"] == "index_mismatch"
 
 
-@pytest.mark.parametrize("stage", ["embedder", "retriever", "reranker"])
-async def test_a_stage_that_is_too_slow_is_answered_504(
-    fakes: FakeServices, client: httpx.AsyncClient, stage: str
-) -> None:
-    getattr(fakes, stage).faults.delay_s = 30
+async def test_a_search_that_is_too_slow_is_answered_504(fakes: FakeServices, client: httpx.AsyncClient) -> None:
+    fakes.retriever.faults.delay_s = 30
     response = await client.post("/v1/search", json={"query": "honey", "timeout_s": 0.02})
     assert response.status_code == 504
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("year", [[2001]]), ("year", {"gt": {"gt": 1}}), ("title", ["x"] * 1001), ("title", "x" * 65_537)],
+)
+async def test_a_filter_that_would_burden_the_searches_of_others_is_refused_by_name(
+    fakes: FakeServices, client: httpx.AsyncClient, name: str, wanted: object
+) -> None:
+    response = await client.post("/v1/search", json={"query": "honey", "filter": {name: wanted}})
+    assert response.status_code == 400
+    assert repr(name) in response.json()["error"]["message"]
+    assert fakes.retriever.requests == []
 
 
 async def test_an_unknown_mode_is_refused_with_those_there_are(client: httpx.AsyncClient) -> None:

@@ -253,11 +253,74 @@ async def test_what_only_the_client_can_mend_fails_the_search(fakes: Fakes, erro
         await fakes.lane().search(query(), Deadline.after(60))
 
 
-@pytest.mark.parametrize("stage", ["embedder", "retriever", "reranker", "generator"])
-async def test_a_stage_that_is_too_slow_exceeds_the_deadline(fakes: Fakes, stage: str) -> None:
+@pytest.mark.parametrize("stage", ["retriever", "generator"])
+async def test_a_stage_that_can_not_be_done_without_exceeds_the_deadline(fakes: Fakes, stage: str) -> None:
     getattr(fakes, stage).faults = Faults(delay_s=30)
     with pytest.raises(DeadlineExceeded):
         await answer(fakes.lane(), Question(query()), timeout_s=0.1)
+
+
+@pytest.mark.parametrize(("stage", "name"), [("embedder", "embed"), ("reranker", "rerank")])
+async def test_a_stage_that_never_answers_leaves_the_others_time_to(fakes: Fakes, stage: str, name: str) -> None:
+    getattr(fakes, stage).faults = Faults(delay_s=3600)
+    *_, last = await answer(fakes.lane(), Question(query()), timeout_s=0.5)
+    assert isinstance(last, Answered)
+    assert last.degraded == (name,)
+    assert last.citations
+
+
+async def test_one_kind_of_search_that_never_answers_leaves_the_other_time_to(fakes: Fakes) -> None:
+    class HalfStuck(FakeRetriever):
+        async def search(self, request: SearchRequest, budget_s: float) -> Timed[SearchResult]:
+            if request.kind == "text":
+                await asyncio.sleep(budget_s)
+                raise DeadlineExceeded("the text index is stuck")
+            return await super().search(request, budget_s)
+
+    fakes.retriever = HalfStuck(fakes.retriever.store)
+    *_, last = await answer(fakes.lane(), Question(query()), timeout_s=0.5)
+    assert isinstance(last, Answered)
+    assert last.degraded == ("search",)
+
+
+async def test_a_collection_without_text_search_is_searched_by_vector_alone(fakes: Fakes) -> None:
+    class Old(FakeRetriever):
+        async def search(self, request: SearchRequest, budget_s: float) -> Timed[SearchResult]:
+            if request.kind == "text":
+                raise IndexMismatch("made before there was text search")
+            return await super().search(request, budget_s)
+
+    fakes.retriever = Old(fakes.retriever.store)
+    assert (await fakes.lane().search(query(), Deadline.after(60))).degraded == ("search",)
+    with pytest.raises(IndexMismatch):
+        await fakes.lane().search(query(mode="text"), Deadline.after(60))
+
+
+@pytest.mark.parametrize("switched_off", ["by its weight", "by the request", "nothing to rerank"])
+async def test_reranking_can_be_switched_off_and_needs_passages(fakes: Fakes, switched_off: str) -> None:
+    config = LaneConfig(rerank_weight=0 if switched_off == "by its weight" else 1)
+    if switched_off == "nothing to rerank":
+        fakes.retriever.store.collections["docs"].clear()
+    await fakes.lane(config).search(query(rerank=switched_off != "by the request"), Deadline.after(60))
+    assert fakes.reranker.requests == []
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        (GenerationOptions(), False),
+        (GenerationOptions(temperature=0.0), True),
+        (GenerationOptions(temperature=0.7, seed=1), True),
+        (GenerationOptions(seed=1), True),
+    ],
+)
+async def test_what_a_generator_samples_is_not_kept(fakes: Fakes, options: GenerationOptions, kept: bool) -> None:
+    stages = Stages(fakes.embedder, fakes.retriever, fakes.reranker, fakes.generator, samples=True)
+    lane = Lane(LaneConfig(), ContextBuilder(ContextConfig(), count_tokens), stages)
+    for _ in range(2):
+        *_, last = await answer(lane, Question(query(), options))
+    assert isinstance(last, Answered)
+    assert last.cached is kept
 
 
 async def test_no_stage_begins_after_the_deadline(fakes: Fakes) -> None:
@@ -285,8 +348,8 @@ async def test_the_work_of_a_stage_that_is_too_slow_is_cancelled(fakes: Fakes) -
 
     stages = Stages(RemoteEmbedder(LocalHandle(Slow())), fakes.retriever, fakes.reranker, fakes.generator)
     lane = Lane(LaneConfig(), ContextBuilder(ContextConfig(), count_tokens), stages)
-    with pytest.raises(DeadlineExceeded):
-        await lane.search(query(), Deadline.after(0.05))
+    found = await lane.search(query(), Deadline.after(1.0))
+    assert found.degraded == ("embed",)
     await asyncio.wait_for(cancelled.wait(), 10)
 
 

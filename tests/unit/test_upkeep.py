@@ -79,3 +79,14 @@ def test_nothing_is_planned_after_closing() -> None:
         await asyncio.sleep(100)
 
     assert maintained_at(scenario) == []
+
+
+def test_commits_do_not_hurry_what_has_just_failed() -> None:
+    async def scenario(upkeep: Upkeep) -> None:
+        upkeep.committed("docs", behind=True)
+        for _ in range(10):
+            await asyncio.sleep(0.5)
+            upkeep.committed("docs", behind=True)
+        await asyncio.sleep(100)
+
+    assert maintained_at(scenario, failing=1)[:2] == [0.0, 4.0]
