@@ -105,7 +105,8 @@ class SearchRequest:
     """One search of one kind: `vector` needs `vector`, (dim,) float32 and L2-normalised; `text` needs `text`, for BM25.
 
     `filter` maps a field (`document_id`, `source`, `title` or a metadata key) to a value, a list of values, or an
-    object with some of `gt`, `gte`, `lt`, `lte`, `ne`, `contains`.
+    object with some of `gt`, `gte`, `lt`, `lte`, `ne`, `contains`. `embedding_model` names the model that made
+    `vector`: a collection of another model is refused, even of the same dimension.
     """
 
     collection: str
@@ -114,6 +115,7 @@ class SearchRequest:
     vector: Vector | None = None
     text: str = ""
     filter: Mapping[str, Any] | None = None
+    embedding_model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,7 @@ def _what_is_shared(request: SearchRequest) -> tuple[Any, ...]:
     if request.kind == "text":
         asked: Any = request.text
     else:
-        asked = None if request.vector is None else len(request.vector)
+        asked = None if request.vector is None else (len(request.vector), request.embedding_model)
     filter_key = json.dumps(dict(request.filter or {}), sort_keys=True, default=repr)
     return request.collection, request.k, request.kind, asked, filter_key
 
@@ -197,7 +197,7 @@ async def _begin(table: Any, request: SearchRequest) -> tuple[int, str | None]:
 
 def _check_searchable(request: SearchRequest, schema: Any) -> None:
     if request.kind == "vector" and request.vector is not None:
-        check_indexed_with(request.collection, schema, "", len(request.vector))
+        check_indexed_with(request.collection, schema, request.embedding_model, len(request.vector))
     if request.kind == "text" and TEXT_COLUMN not in schema.names:
         raise IndexMismatch(
             f"collection {request.collection!r} was made before there was text search; it can be searched by text "

@@ -71,6 +71,7 @@ class Ingress:
             fallback=RemoteGenerator(handles[FALLBACK]) if FALLBACK in handles else None,
             rewriter=_rewriter(config, generator),
             samples=config.generator.vllm is not None,
+            embedding_model=embedding_model.name,
         )
         lane = Lane(config.lane, _context_builder(config), stages, prompt_limit(config))
         indexer = RemoteIndexer(handles["Indexer"])

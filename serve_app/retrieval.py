@@ -58,7 +58,8 @@ class Stages:
     """The stages that are deployments, as the lane sees them; None where one is not configured.
 
     `fallback` answers when the generator can't; `rewriter` is the language model's half of the rewrite stage.
-    `samples` says that the generator's answers vary unless a request asks for temperature 0 or names a seed.
+    `samples` says that the generator's answers vary unless a request asks for temperature 0 or names a seed;
+    `embedding_model` names the model that the embedder runs, so that collections of another one are refused.
     """
 
     embedder: Embeds
@@ -68,6 +69,7 @@ class Stages:
     fallback: Generates | None = None
     rewriter: Rewrites | None = None
     samples: bool = False
+    embedding_model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +228,13 @@ class Retrieval:
         async def search(index: int) -> None:
             query = request.query
             wanted = SearchRequest(
-                query.collection, self._depth(query), kind, vectors[index], texts[index], request.understood.filter
+                query.collection,
+                self._depth(query),
+                kind,
+                vectors[index],
+                texts[index],
+                request.understood.filter,
+                self._stages.embedding_model,
             )
             asked = self._stages.retriever.search(wanted, self._budget_s(request))
             try:

@@ -173,7 +173,8 @@ class FakeRetriever:
 def _by_vector(request: SearchRequest, rows: list[tuple[Passage, Vector]]) -> list[Passage]:
     if request.vector is None:
         raise InvalidInput("a vector search needs a vector")
-    if rows and rows[0][1].shape != request.vector.shape:
+    other_model = request.embedding_model not in ("", EMBEDDING_MODEL)
+    if other_model or (rows and rows[0][1].shape != request.vector.shape):
         raise IndexMismatch("the collection was indexed with another model; ingest it again")
     return [replace(passage, score=float(vector @ request.vector)) for passage, vector in rows]
 

@@ -241,3 +241,10 @@ async def test_no_result_is_newer_than_the_version_that_is_read_after_it(filled:
 async def test_a_collection_name_can_not_leave_the_store(real: Backend, name: str) -> None:
     with pytest.raises(InvalidInput):
         await real.search(SearchRequest(name, 3, vector=await query(real)))
+
+
+async def test_a_collection_of_another_model_is_refused_even_of_the_same_dimension(filled: Backend) -> None:
+    vector = await query(filled)
+    with pytest.raises(IndexMismatch):
+        await filled.search(SearchRequest("docs", 3, vector=vector, embedding_model="another/model"))
+    assert await filled.search(SearchRequest("docs", 3, vector=vector))

@@ -283,6 +283,13 @@ async def test_one_kind_of_search_that_never_answers_leaves_the_other_time_to(fa
     assert last.degraded == ("search",)
 
 
+async def test_a_search_by_vector_names_the_model_that_made_the_vector(fakes: Fakes) -> None:
+    stages = Stages(fakes.embedder, fakes.retriever, fakes.reranker, fakes.generator, embedding_model="another/model")
+    lane = Lane(LaneConfig(), ContextBuilder(ContextConfig(), count_tokens), stages)
+    with pytest.raises(IndexMismatch):
+        await lane.search(query(), Deadline.after(60))
+
+
 async def test_a_collection_without_text_search_is_searched_by_vector_alone(fakes: Fakes) -> None:
     class Old(FakeRetriever):
         async def search(self, request: SearchRequest, budget_s: float) -> Timed[SearchResult]:
