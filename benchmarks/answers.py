@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import shlex
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any, Literal
@@ -21,10 +19,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import environment, report, result_file
+from benchmarks import report
+from benchmarks.command import record
 from benchmarks.experiment import ExperimentError, read_queries
 from benchmarks.retrieval import read_qrels
-from benchmarks.run import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, refuse_remote
 
 CONCURRENCY = 4
 TIMEOUT_S = 120.0
@@ -126,25 +124,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parse(arguments)
     console = Console(stderr=True)
-    try:
-        refuse_remote(options.url, options.allow_remote)
-        result = {
-            "schema_version": result_file.SCHEMA_VERSION,
-            "command": shlex.join(["python", "-m", "benchmarks.answers", *arguments]),
-            "url": options.url,
-            **environment.describe(),
-            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            **asyncio.run(_evaluate(options, console)),
-        }
-    except ExperimentError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False)
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    out = options.out or result_file.default_path(f"answers-{options.collection}")
-    result_file.write(out, result)
-    console.print(f"result: {out}", markup=False, highlight=False)
-    return EXIT_OK
+    return record(
+        "benchmarks.answers",
+        arguments,
+        console,
+        lambda: asyncio.run(_evaluate(options, console)),
+        url=options.url,
+        allow_remote=options.allow_remote,
+        out=options.out,
+        default_name=f"answers-{options.collection}",
+    )
 
 
 def read_questions(beir: Path, split: str, kind: Kind, limit: int | None, seed: int) -> list[Question]:

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import shlex
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,9 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import environment, result_file
+from benchmarks.command import record
 from benchmarks.delays import delay_s
 from benchmarks.experiment import ExperimentError
-from benchmarks.run import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, refuse_remote
 
 SIMPLE = "What pulls the tides of the sea?"
 # The rules make one sub-query of each of the two things.
@@ -120,30 +117,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parse(arguments)
     console = Console(stderr=True)
+    return record(
+        "benchmarks.overlap",
+        arguments,
+        console,
+        lambda: _result(options, console),
+        url=options.url,
+        allow_remote=False,
+        out=options.out,
+        default_name="overlap",
+    )
+
+
+def _result(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Measure, print, and return the result file's own part."""
     delays = Delays.of_environment()
-    try:
-        refuse_remote(options.url, allow_remote=False)
-        if not all(asdict(delays).values()):
-            raise ExperimentError("set RAGLANE_DELAY_EMBED, _VECTOR, _TEXT, _RERANK, _GENERATE and _REWRITE")
-        measured = asyncio.run(_measure(options.url, options.repeats, delays))
-    except ExperimentError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False)
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    if not all(asdict(delays).values()):
+        raise ExperimentError("set RAGLANE_DELAY_EMBED, _VECTOR, _TEXT, _RERANK, _GENERATE and _REWRITE")
+    measured = asyncio.run(_measure(options.url, options.repeats, delays))
     console.print(_table(measured))
-    out = options.out or result_file.default_path("overlap")
-    result = {
-        "schema_version": result_file.SCHEMA_VERSION,
-        "command": shlex.join(["python", "-m", "benchmarks.overlap", *arguments]),
-        **environment.describe(),
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "delays_s": asdict(delays),
-        "shapes": [asdict(one) for one in measured],
-    }
-    result_file.write(out, result)
-    console.print(f"result: {out}", markup=False, highlight=False)
-    return EXIT_OK
+    return {"delays_s": asdict(delays), "shapes": [asdict(one) for one in measured]}
 
 
 async def _measure(url: str, repeats: int, delays: Delays) -> list[Measured]:

@@ -6,13 +6,11 @@ import argparse
 import asyncio
 import json
 import random
-import shlex
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import environment, report, result_file
+from benchmarks import report
+from benchmarks.command import record
 from benchmarks.experiment import ExperimentError, read_queries
-from benchmarks.run import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, refuse_remote
+from benchmarks.run import EXIT_OK, EXIT_USAGE
 
 QUERIES = "ray_vllm_prefix_cache_queries_total"
 HITS = "ray_vllm_prefix_cache_hits_total"
@@ -96,30 +95,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parse(arguments)
     console = Console(stderr=True)
-    try:
-        if options.compare:
+    if options.compare:
+        try:
             print_comparison(Console(), [read_result(path) for path in options.compare])
-            return EXIT_OK
-        refuse_remote(options.url, options.allow_remote)
-        result = {
-            "schema_version": result_file.SCHEMA_VERSION,
-            "command": shlex.join(["python", "-m", "benchmarks.prefix_cache", *arguments]),
-            "url": options.url,
-            "label": options.label,
-            **environment.describe(),
-            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            **asyncio.run(_measure(options, console)),
-        }
-    except ExperimentError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False)
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    out = options.out or result_file.default_path(f"prefix-cache-{options.collection}")
-    result_file.write(out, result)
-    print_comparison(console, [result])
-    console.print(f"result: {out}", markup=False, highlight=False)
-    return EXIT_OK
+        except ExperimentError as error:
+            console.print(f"error: {error}", style="red", markup=False, highlight=False)
+            return EXIT_USAGE
+        return EXIT_OK
+    return record(
+        "benchmarks.prefix_cache",
+        arguments,
+        console,
+        lambda: {"label": options.label, **asyncio.run(_measure(options, console))},
+        url=options.url,
+        allow_remote=options.allow_remote,
+        out=options.out,
+        default_name=f"prefix-cache-{options.collection}",
+        show=lambda result: print_comparison(console, [result]),
+    )
 
 
 def choose_questions(texts: Mapping[str, str], limit: int, seed: int) -> dict[str, str]:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import csv
-import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 from rich.console import Console
 
-from benchmarks import environment, report, result_file
+from benchmarks import report
+from benchmarks.command import record
 from benchmarks.experiment import ExperimentError, read_queries
-from benchmarks.run import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, refuse_remote
 
 CONCURRENCY = 8
 TIMEOUT_S = 120.0
@@ -57,25 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parse(arguments)
     console = Console(stderr=True)
-    try:
-        refuse_remote(options.url, options.allow_remote)
-        result = {
-            "schema_version": result_file.SCHEMA_VERSION,
-            "command": shlex.join(["python", "-m", "benchmarks.retrieval", *arguments]),
-            "url": options.url,
-            **environment.describe(),
-            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            **asyncio.run(_evaluate(options, console)),
-        }
-    except ExperimentError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False)
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    out = options.out or result_file.default_path(f"retrieval-{options.collection}-{options.split}")
-    result_file.write(out, result)
-    console.print(f"result: {out}", markup=False, highlight=False)
-    return EXIT_OK
+    return record(
+        "benchmarks.retrieval",
+        arguments,
+        console,
+        lambda: asyncio.run(_evaluate(options, console)),
+        url=options.url,
+        allow_remote=options.allow_remote,
+        out=options.out,
+        default_name=f"retrieval-{options.collection}-{options.split}",
+    )
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
