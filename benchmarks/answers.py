@@ -20,14 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import report
+from benchmarks.asking import post
 from benchmarks.command import record
 from benchmarks.experiment import ExperimentError, read_queries
 from benchmarks.retrieval import read_qrels
 
 CONCURRENCY = 4
 TIMEOUT_S = 120.0
-MAX_ATTEMPTS = 10
-RETRY_AFTER_S = 1.0
 
 # Steps finer than some hundreds of questions can tell apart, and values that one would write into a config.
 THRESHOLDS = tuple(step / 100 for step in range(101))
@@ -288,16 +287,7 @@ async def ask_all(
 
 
 async def _post(http: httpx.AsyncClient, body: Mapping[str, Any]) -> Any:
-    for _ in range(MAX_ATTEMPTS):
-        try:
-            response = await http.post("/v1/answers", json=body)
-        except httpx.HTTPError as error:
-            raise ExperimentError(f"the question could not be asked ({error!r}); is the server up?") from error
-        if response.status_code != 429:
-            break
-        await asyncio.sleep(float(response.headers.get("Retry-After", RETRY_AFTER_S)))
-    if response.status_code != 200:
-        raise ExperimentError(f"a question was answered {response.status_code}: {response.text[:300]}")
+    response = await post(http, "/v1/answers", body, "the question")
     try:
         return response.json()
     except ValueError as error:

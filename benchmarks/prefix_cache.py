@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import report
+from benchmarks.asking import post
 from benchmarks.command import record
 from benchmarks.experiment import ExperimentError, read_queries
 from benchmarks.run import EXIT_OK, EXIT_USAGE
@@ -29,7 +30,6 @@ QUERIES = "ray_vllm_prefix_cache_queries_total"
 HITS = "ray_vllm_prefix_cache_hits_total"
 
 TIMEOUT_S = 120.0
-MAX_ATTEMPTS = 10
 METRICS_TIMEOUT_S = 10.0
 # Replicas, their node's agent and this program each have a clock of their own: a figure that has stood still for three
 # exports has arrived.
@@ -147,16 +147,7 @@ async def ask_all(
 
 async def _ask(http: httpx.AsyncClient, query_id: str, body: dict[str, Any]) -> Answer:
     started_s = time.perf_counter()
-    for _ in range(MAX_ATTEMPTS):
-        try:
-            response = await http.post("/v1/answers", json=body)
-        except httpx.HTTPError as error:
-            raise ExperimentError(f"the question {query_id!r} got no answer ({error!r}); is the server up?") from error
-        if response.status_code != 429:
-            break
-        await asyncio.sleep(float(response.headers.get("Retry-After", "1")))
-    if response.status_code != 200:
-        raise ExperimentError(f"{query_id!r} was answered {response.status_code}: {response.text[:300]}")
+    response = await post(http, "/v1/answers", body, f"the question {query_id!r}")
     try:
         answer = _to_answer(query_id, time.perf_counter() - started_s, response.json())
     except (ValueError, KeyError, TypeError) as error:

@@ -16,12 +16,12 @@ import httpx
 from rich.console import Console
 
 from benchmarks import report
+from benchmarks.asking import post
 from benchmarks.command import record
 from benchmarks.experiment import ExperimentError, read_queries
 
 CONCURRENCY = 8
 TIMEOUT_S = 120.0
-MAX_ATTEMPTS = 10
 DEEPEST_CUTOFF = 100
 MODES = ("vector", "text", "hybrid")
 SEARCHES = (*MODES, *(f"{mode}+rerank" for mode in MODES))
@@ -139,16 +139,7 @@ async def search_all(
 
 
 async def _search(http: httpx.AsyncClient, body: dict[str, Any]) -> list[dict[str, Any]]:
-    for _ in range(MAX_ATTEMPTS):
-        try:
-            response = await http.post("/v1/search", json=body)
-        except httpx.HTTPError as error:
-            raise ExperimentError(f"the search failed ({error!r}); is the server up?") from error
-        if response.status_code != 429:
-            break
-        await asyncio.sleep(float(response.headers.get("Retry-After", "1")))
-    if response.status_code != 200:
-        raise ExperimentError(f"the search was answered {response.status_code}: {response.text[:300]}")
+    response = await post(http, "/v1/search", body, "the search")
     try:
         answer = response.json()
         found: list[dict[str, Any]] = answer["results"]
