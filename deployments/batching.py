@@ -14,12 +14,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from deployments import telemetry
 from deployments.batch_cutting import BatchingConfig, cut_batch
-from deployments.contracts import PRIORITIES, Priority, StageTiming, Timed
+from deployments.contracts import PRIORITIES, Priority, Stage, StageTiming, Timed
 from deployments.errors import (
     DeadlineExceeded,
     EngineDead,
@@ -29,6 +30,8 @@ from deployments.errors import (
     StageUnavailable,
     TooLarge,
 )
+from deployments.tally import BatchTally, DropTally
+from deployments.telemetry import Reading
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -99,8 +102,13 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
     When a thread dies every waiter fails at once and `check_health` raises from then on.
     """
 
-    def __init__(self, engine: BatchEngine[Item, Prepared, Result], config: BatchingConfig, name: str) -> None:
+    def __init__(
+        self, engine: BatchEngine[Item, Prepared, Result], config: BatchingConfig, name: str, stage: Stage
+    ) -> None:
         self._engine = engine
+        self._stage = stage
+        self._batches = BatchTally(stage)
+        self._dropped = DropTally(stage)
         self._config = config
         self._name = name
         self._lock = threading.Lock()
@@ -149,6 +157,12 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
         if self._death is not None:
             raise StageUnavailable(self._death.message)
 
+    def read(self) -> Iterator[Reading]:
+        """What telemetry exports of this batcher."""
+        yield from self._batches.read()
+        yield from self._dropped.read()
+        yield telemetry.WAITING, (self._stage,), self._num_waiting
+
     @property
     def num_waiting(self) -> int:
         """Items that have arrived and are in no batch yet."""
@@ -168,6 +182,7 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
             if len(items) > self._config.max_waiting_items:
                 raise TooLarge(f"{self._name} takes {self._config.max_waiting_items} items at a time, not {len(items)}")
             if self._num_waiting + len(items) > self._config.max_waiting_items:
+                self._dropped.add("overloaded", len(items))
                 raise Overloaded(f"{self._name} has {self._num_waiting} items waiting; try again later")
             self._num_waiting += len(items)
             self._open.add(request)
@@ -234,9 +249,11 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
             started = time.perf_counter()
             results = _isolating(self._engine.run, [entry.prepared for entry in batch], self._name)
             compute_s = time.perf_counter() - started
+            self._batches.add([entry.length for entry in batch], compute_s)
             for request in {entry.request for entry in batch}:
                 request.compute_s += compute_s
                 request.largest_batch = max(request.largest_batch, len(batch))
+            self._dropped.add("failed", sum(isinstance(result, StageError) for result in results))
             self._settle(list(zip(batch, results, strict=True)))
 
     def _next_batch(self) -> list[_Entry[Item, Prepared, Result]]:
@@ -265,7 +282,13 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
 
     def _is_gone(self, entry: _Entry[Item, Prepared, Result]) -> bool:
         # Nobody waits for an expired item either: its caller's own timer has run out with the same budget.
-        return entry.request.abandoned or time.monotonic() >= entry.request.expires_at
+        if time.monotonic() >= entry.request.expires_at:
+            self._dropped.add("expired")
+            return True
+        if entry.request.abandoned:
+            self._dropped.add("cancelled")
+            return True
+        return False
 
     def _forget(self, count: int) -> None:
         with self._lock:

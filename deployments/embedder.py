@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from deployments.autoscaling import ItemCount
@@ -15,11 +16,17 @@ from deployments.batch_cutting import BatchingConfig
 from deployments.batching import BatchEngine, MicroBatcher, raise_or_return
 from deployments.contracts import Call, EmbeddingModel, Embeddings, EmbedRequest, Outcome, StageTiming, Timed, Vector
 from deployments.errors import InputTooLong, StageError
+from deployments.exporter import export
 from deployments.hop import serve_each
 from deployments.models import Dtype, model_location, model_name
 from deployments.padding import pad, padded_length
 from deployments.section import Section, load_engine
+from deployments.tokenizing import BatchTokenizer
 from deployments.torch_runtime import forward_pass, set_up
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -73,34 +80,29 @@ class EmbeddingEngine(BatchEngine[Text, list[int], EmbeddedText], Protocol):
     model: EmbeddingModel
 
 
-class SentenceEncoder:
-    """A sentence-transformers model: token ids in, unit vectors out. Two threads may use it, one per method."""
+class EncoderInputs:
+    """What an encoder reads of texts: their token ids behind the prompt of their role, alone and as padded batches.
 
-    def __init__(self, config: EmbedderConfig) -> None:
-        import torch
-        from sentence_transformers import SentenceTransformer
+    `names` are the arrays that the model takes. Two threads may use it, one for each method.
+    """
 
-        self._torch = torch
-        device, dtype = set_up(config.device, config.dtype, config.num_threads)
-        self._encoder = SentenceTransformer(model_location(config.model), device=device, model_kwargs={"dtype": dtype})
-        self._encoder.eval()
-        self._tokenizer = self._encoder.tokenizer
-        limit = config.max_length_tokens or self._encoder.max_seq_length or self._tokenizer.model_max_length
-        self.model = EmbeddingModel(model_name(config.model), self._encoder.get_embedding_dimension(), int(limit))
-        own = self._encoder.prompts
+    def __init__(self, encoder: SentenceTransformer, config: EmbedderConfig) -> None:
+        self._tokenizer = BatchTokenizer(encoder.tokenizer)
+        limit = config.max_length_tokens or encoder.max_seq_length or encoder.tokenizer.model_max_length
+        self.model = EmbeddingModel(model_name(config.model), encoder.get_embedding_dimension(), int(limit))
+        self.names = self._tokenizer.input_names
+        own = encoder.prompts
         self._prompts = {
             "query": _first_given(config.query_prompt, own.get("query")),
             "passage": _first_given(config.passage_prompt, own.get("document"), own.get("passage")),
         }
-        logger.info("embedding with %s on %s in %s", self.model.name, device, dtype)
 
     def prepare(self, items: Sequence[Text]) -> list[tuple[list[int], int] | StageError]:
         """Token ids of each text, special tokens included, and how many a row of them takes."""
         limit = self.model.max_length_tokens
         # Far more than the model will ever read of a text: tokenising all of a book would hold up every text behind it.
         enough = limit * MAX_CHARS_PER_TOKEN
-        texts = [self._prompts[item.role] + item.text[:enough] for item in items]
-        encoded = self._tokenizer(texts, truncation=False, padding=False, verbose=False)["input_ids"]
+        encoded = self._tokenizer.ids([self._prompts[item.role] + item.text[:enough] for item in items])
         prepared: list[tuple[list[int], int] | StageError] = []
         for item, ids in zip(items, encoded, strict=True):
             if len(ids) > limit and not item.truncate:
@@ -113,21 +115,52 @@ class SentenceEncoder:
             prepared.append((kept, padded_length(len(kept), limit)))
         return prepared
 
+    def pad(self, batch: Sequence[list[int]]) -> dict[str, NDArray[np.int64]]:
+        """(len(batch), padded length) of each name; one text is all of one segment."""
+        limit = self.model.max_length_tokens
+        input_ids = pad(batch, self._tokenizer.pad_token_id, limit)
+        arrays = {"input_ids": input_ids, "attention_mask": pad([[1] * len(ids) for ids in batch], 0, limit)}
+        return {name: arrays[name] if name in arrays else np.zeros_like(input_ids) for name in self.names}
+
+
+class SentenceEncoder:
+    """A sentence-transformers model: token ids in, unit vectors out. Two threads may use it, one per method."""
+
+    def __init__(self, config: EmbedderConfig) -> None:
+        import torch
+
+        self._torch = torch
+        device, dtype = set_up(config.device, config.dtype, config.num_threads)
+        self._encoder = load_encoder(config.model, device, dtype)
+        self._inputs = EncoderInputs(self._encoder, config)
+        self.model = self._inputs.model
+        logger.info("embedding with %s on %s in %s", self.model.name, device, dtype)
+
+    def prepare(self, items: Sequence[Text]) -> list[tuple[list[int], int] | StageError]:
+        """Token ids of each text, special tokens included, and how many a row of them takes."""
+        return self._inputs.prepare(items)
+
     def run(self, batch: Sequence[list[int]]) -> list[EmbeddedText]:
         """One forward pass over the padded batch; rows are L2-normalised float32."""
-        torch = self._torch
-        input_ids = pad(batch, self._tokenizer.pad_token_id or 0, self.model.max_length_tokens)
-        attention_mask = pad([[1] * len(ids) for ids in batch], 0, self.model.max_length_tokens)
-        features = {
-            "input_ids": torch.from_numpy(input_ids).to(self._encoder.device),
-            "attention_mask": torch.from_numpy(attention_mask).to(self._encoder.device),
-        }
-        if "token_type_ids" in self._tokenizer.model_input_names:
-            features["token_type_ids"] = torch.zeros_like(features["input_ids"])
+        arrays, device = self._inputs.pad(batch), self._encoder.device
         with forward_pass("embedder"):
-            pooled = self._encoder(features)["sentence_embedding"]
-            vectors = torch.nn.functional.normalize(pooled.float(), dim=-1).cpu().numpy()
+            features = {name: self._torch.from_numpy(array).to(device) for name, array in arrays.items()}
+            vectors = unit_vectors(self._encoder, features).cpu().numpy()
         return [EmbeddedText(vector, len(ids)) for vector, ids in zip(vectors, batch, strict=True)]
+
+
+def load_encoder(model: str, device: str, dtype: torch.dtype) -> SentenceTransformer:
+    """The model named in a config, ready for inference."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(model_location(model), device=device, model_kwargs={"dtype": dtype}).eval()
+
+
+def unit_vectors(encoder: SentenceTransformer, features: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(rows, dim) float32 with norm 1."""
+    import torch
+
+    return torch.nn.functional.normalize(encoder(features)["sentence_embedding"].float(), dim=-1)
 
 
 def _first_given(*prompts: str | None) -> str:
@@ -139,8 +172,9 @@ class Embedder:
 
     def __init__(self, config: EmbedderConfig) -> None:
         self._engine: EmbeddingEngine = load_engine(config.engine, config)
-        self._batcher = MicroBatcher(self._engine, config.batching, "embedder")
+        self._batcher = MicroBatcher(self._engine, config.batching, "embedder", "embed")
         self._items = ItemCount()
+        export("embed", self._batcher.read)
 
     async def embed(self, calls: Sequence[Call[EmbedRequest]]) -> list[Outcome[Embeddings]]:
         """One outcome per call, in order; a call fails with the error of the first of its texts that failed."""

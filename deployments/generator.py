@@ -30,9 +30,11 @@ from deployments.contracts import (
 )
 from deployments.errors import DeadlineExceeded
 from deployments.evidence import EvidenceConfig, Scored, SentenceEvidence
+from deployments.exporter import export
 from deployments.lexical import count_words
 from deployments.section import Section, load_engine
 from deployments.store import StoreConfig
+from deployments.tally import BusyClock
 from deployments.vllm_generator import VllmConfig
 
 logger = logging.getLogger(__name__)
@@ -196,9 +198,17 @@ class Generator:
 
         settings = GeneratorSettings(generator=config, store=store)
         self._engine: Generates = load_engine(config.engine, settings, RemoteEmbedder(embedder))
+        self._busy = BusyClock("generate")
+        export("generate", self._busy.read)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]:
         """The engine's events, none of them after the request's budget."""
+        with self._busy:
+            async with aclosing(self._within_budget(request)) as events:
+                async for event in events:
+                    yield event
+
+    async def _within_budget(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]:
         expires_at = asyncio.get_running_loop().time() + request.budget_s
         async with aclosing(self._engine.generate(request)) as events:
             while True:

@@ -11,15 +11,18 @@ import contextvars
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import Field
 
+from deployments import telemetry
 from deployments.contracts import Call, Outcome, Timed
 from deployments.errors import DeadlineExceeded, EngineFailed, Overloaded, StageError, StageUnavailable
 from deployments.section import Section
+from deployments.tally import DropTally
+from deployments.telemetry import Reading
 
 Request = TypeVar("Request")
 Value = TypeVar("Value")
@@ -91,6 +94,7 @@ class Hop(Generic[Request, Value]):
         self, name: str, call: Callable[[list[Call[Request]]], Response[list[Outcome[Value]]]], config: HopConfig
     ) -> None:
         self._name = name
+        self._dropped = DropTally(name)
         self._call = call
         self._config = config
         self._waiting: deque[_Waiting[Request, Value]] = deque()
@@ -103,6 +107,7 @@ class Hop(Generic[Request, Value]):
         Raises the request's own error, Overloaded when too many wait, DeadlineExceeded after `budget_s` seconds.
         """
         if len(self._waiting) >= self._config.max_waiting:
+            self._dropped.add("overloaded")
             raise Overloaded(f"{len(self._waiting)} requests wait for the {self._name} stage; try again later")
         loop = asyncio.get_running_loop()
         waiting = _Waiting[Request, Value](request, size_bytes, time.monotonic() + budget_s, loop.create_future())
@@ -117,6 +122,12 @@ class Hop(Generic[Request, Value]):
             waiting.future.cancel()
             if not waiting.sent:
                 self._waiting.remove(waiting)
+                self._dropped.add("expired" if time.monotonic() >= waiting.expires_at else "cancelled")
+
+    def read(self) -> Iterator[Reading]:
+        """What telemetry exports of this hop."""
+        yield from self._dropped.read()
+        yield telemetry.WAITING, (self._name,), len(self._waiting)
 
     def _schedule_pump(self, loop: asyncio.AbstractEventLoop) -> None:
         # One turn of the loop later, so that requests which arrive together leave together.

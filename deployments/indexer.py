@@ -22,12 +22,15 @@ from deployments.contracts import (
     Vector,
 )
 from deployments.errors import EngineFailed
+from deployments.exporter import export
 from deployments.indexes import IndexesConfig
 from deployments.ingestion.chunking import ChunkingConfig
 from deployments.ingestion.preparation import Prepared, Preparer
 from deployments.models import tokenizer_file
 from deployments.rows import Vectors, batch_of
 from deployments.store import StoreConfig, check_collection_name
+from deployments.tally import BusyClock
+from deployments.telemetry import INDEX
 from deployments.writer import CollectionWriter
 
 
@@ -70,6 +73,8 @@ class Indexer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._embed_slots = asyncio.Semaphore(config.embed_calls_in_flight)
         self._model: EmbeddingModel | None = None
+        self._busy = BusyClock(INDEX)
+        export(INDEX, self._busy.read)
 
     async def describe(self) -> EmbeddingModel:
         """The model whose vectors are written; answers when the stage and its embedder are ready."""
@@ -85,7 +90,7 @@ class Indexer:
         A document that can't be indexed is reported as rejected; the others are written all the same.
         """
         check_collection_name(collection)
-        with self._writer.on_their_way(collection):
+        with self._writer.on_their_way(collection), self._busy:
             return await self._index(collection, documents, budget_s)
 
     async def _index(self, collection: str, documents: Sequence[Document], budget_s: float) -> IndexReport:

@@ -31,6 +31,7 @@ from deployments.contracts import (
 )
 from deployments.errors import DeadlineExceeded, EngineFailed, Overloaded, RaglaneError, StageUnavailable
 from deployments.hop import Hop, HopConfig
+from deployments.telemetry import Reading
 
 # Estimates for the size of a call: a vector of 1,024 float32 values, and a passage of 256 tokens with its metadata.
 _VECTOR_BYTES = 4096
@@ -132,6 +133,11 @@ class RemoteEmbedder:
         size_bytes = _bytes_of(request.texts) + len(request.texts) * _VECTOR_BYTES
         return await self._hops[request.priority](request, budget_s, size_bytes)
 
+    def read(self) -> Iterator[Reading]:
+        """What telemetry exports of the way to this stage."""
+        for hop in self._hops.values():
+            yield from hop.read()
+
     async def describe(self) -> EmbeddingModel:
         """The model that the stage runs. Raises StageUnavailable while it has no replica that answers."""
         try:
@@ -154,6 +160,11 @@ class RemoteRetriever:
     async def version(self, collection: str, budget_s: float) -> Timed[int]:
         return await self._versions(collection, budget_s)
 
+    def read(self) -> Iterator[Reading]:
+        """What telemetry exports of the way to this stage."""
+        yield from self._searches.read()
+        yield from self._versions.read()
+
 
 class RemoteReranker:
     """The Reranker by handle. Bulk requests have calls of their own."""
@@ -166,6 +177,11 @@ class RemoteReranker:
     async def rerank(self, request: RerankRequest, budget_s: float) -> Timed[Vector]:
         size_bytes = _VECTOR_BYTES + _bytes_of([candidate.text for candidate in request.candidates])
         return await self._hops[request.priority](request, budget_s, size_bytes)
+
+    def read(self) -> Iterator[Reading]:
+        """What telemetry exports of the way to this stage."""
+        for hop in self._hops.values():
+            yield from hop.read()
 
 
 class RemoteGenerator:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from deployments.autoscaling import ItemCount
@@ -16,12 +17,19 @@ from deployments.batching import BatchEngine, MicroBatcher, raise_or_return
 from deployments.contracts import Call, Outcome, RerankRequest, StageTiming, Timed, Vector
 from deployments.errors import StageError
 from deployments.evidence import EvidenceConfig, SentenceEvidence
+from deployments.exporter import export
 from deployments.hop import serve_each
 from deployments.models import Dtype, model_location, model_name
 from deployments.padding import pad, padded_length
 from deployments.section import Section, load_engine
 from deployments.store import StoreConfig
+from deployments.tally import BusyClock
+from deployments.tokenizing import BatchTokenizer
 from deployments.torch_runtime import forward_pass, set_up
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import CrossEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -57,42 +65,64 @@ class ScoringEngine(BatchEngine[Pair, Any, float], Protocol):
     """Scores (query, passage) pairs; higher is better. Named in the config by import path, called with the config."""
 
 
+class PairInputs:
+    """What a cross-encoder reads of pairs: their token ids and segments, alone and as padded batches.
+
+    `names` are the arrays that the model takes. Two threads may use it, one for each method.
+    """
+
+    def __init__(self, scorer: CrossEncoder, config: RerankerConfig) -> None:
+        self._limit = int(config.max_length_tokens or scorer.max_seq_length or scorer.tokenizer.model_max_length)
+        self._tokenizer = BatchTokenizer(scorer.tokenizer, self._limit)
+        self.names = self._tokenizer.input_names
+
+    def prepare(self, items: Sequence[Pair]) -> list[tuple[dict[str, list[int]], int] | StageError]:
+        """Token ids of each pair; a long passage is cut, the query never is while the passage can give way."""
+        return [(row, padded_length(len(row["input_ids"]), self._limit)) for row in self._tokenizer.pairs(items)]
+
+    def pad(self, batch: Sequence[dict[str, list[int]]]) -> dict[str, NDArray[np.int64]]:
+        """(len(batch), padded length) of each name."""
+        fill = {"input_ids": self._tokenizer.pad_token_id}
+        return {name: pad([row[name] for row in batch], fill.get(name, 0), self._limit) for name in self.names}
+
+
 class CrossEncoderScorer:
     """A sentence-transformers CrossEncoder; scores are what its own activation makes of the logit (sigmoid: 0 to 1)."""
 
     def __init__(self, config: RerankerConfig) -> None:
         import torch
-        from sentence_transformers import CrossEncoder
 
         self._torch = torch
         device, dtype = set_up(config.device, config.dtype, config.num_threads)
-        self._scorer = CrossEncoder(model_location(config.model), device=device, model_kwargs={"dtype": dtype})
-        self._scorer.eval()
-        self._tokenizer = self._scorer.tokenizer
-        self._limit = int(config.max_length_tokens or self._scorer.max_seq_length or self._tokenizer.model_max_length)
+        self._scorer = load_scorer(config.model, device, dtype)
+        self._inputs = PairInputs(self._scorer, config)
         logger.info("reranking with %s on %s in %s", config.model, device, dtype)
 
     def prepare(self, items: Sequence[Pair]) -> list[tuple[dict[str, list[int]], int] | StageError]:
         """Token ids of each pair; a long passage is cut, the query never is while the passage can give way."""
-        queries, passages = [query for query, _ in items], [passage for _, passage in items]
-        encoded = self._tokenizer(
-            queries, passages, truncation="longest_first", max_length=self._limit, padding=False, verbose=False
-        )
-        rows = [{name: encoded[name][row] for name in encoded} for row in range(len(items))]
-        return [(row, padded_length(len(row["input_ids"]), self._limit)) for row in rows]
+        return self._inputs.prepare(items)
 
     def run(self, batch: Sequence[dict[str, list[int]]]) -> list[float]:
         """One forward pass over the padded pairs."""
+        arrays, device = self._inputs.pad(batch), self._scorer.device
         with forward_pass("reranker"):
-            logits = self._scorer(self._pad(batch))["scores"].float()
-            activated = self._scorer.activation_fn(logits)
-            scores: list[float] = activated.reshape(len(batch), -1)[:, -1].cpu().tolist()
+            features = {name: self._torch.from_numpy(array).to(device) for name, array in arrays.items()}
+            scores: list[float] = activated_scores(self._scorer, features).cpu().tolist()
         return scores
 
-    def _pad(self, batch: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-        fill = {"input_ids": self._tokenizer.pad_token_id or 0}
-        padded = {name: pad([row[name] for row in batch], fill.get(name, 0), self._limit) for name in batch[0]}
-        return {name: self._torch.from_numpy(ids).to(self._scorer.device) for name, ids in padded.items()}
+
+def load_scorer(model: str, device: str, dtype: torch.dtype) -> CrossEncoder:
+    """The model named in a config, ready for inference."""
+    from sentence_transformers import CrossEncoder
+
+    return CrossEncoder(model_location(model), device=device, model_kwargs={"dtype": dtype}).eval()
+
+
+def activated_scores(scorer: CrossEncoder, features: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(rows,) float32: the last label's logit through the model's own activation."""
+    logits = scorer(features)["scores"].float()
+    activated: torch.Tensor = scorer.activation_fn(logits)
+    return activated.reshape(logits.shape[0], -1)[:, -1]
 
 
 class Reranker:
@@ -104,11 +134,14 @@ class Reranker:
         self._batcher: MicroBatcher[Pair, Any, float] | None = None
         self._evidence: SentenceEvidence | None = None
         self._items = ItemCount()
+        self._busy = BusyClock("rerank")
         if config.method == "cross_encoder":
             engine: ScoringEngine = load_engine(config.engine, config)
-            self._batcher = MicroBatcher(engine, config.batching, "reranker")
+            self._batcher = MicroBatcher(engine, config.batching, "reranker", "rerank")
+            export("rerank", self._batcher.read)
         else:
             self._evidence = SentenceEvidence(store, RemoteEmbedder(embedder), config.evidence)
+            export("rerank", self._busy.read)
 
     async def rerank(self, calls: Sequence[Call[RerankRequest]]) -> list[Outcome[Vector]]:
         """One outcome per call, in order: (len(candidates),) float32, higher is better."""
@@ -125,9 +158,10 @@ class Reranker:
     async def _rerank_sentences(self, request: RerankRequest, budget_s: float) -> Timed[Vector]:
         assert self._evidence is not None
         started = time.perf_counter()
-        scored = await self._evidence.score(
-            request.query_vector, request.query, request.candidates, request.collection, budget_s
-        )
+        with self._busy:
+            scored = await self._evidence.score(
+                request.query_vector, request.query, request.candidates, request.collection, budget_s
+            )
         scores = np.array([candidate.best for candidate in scored], dtype=np.float32)
         return Timed(scores, StageTiming(compute_s=time.perf_counter() - started))
 

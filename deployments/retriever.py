@@ -17,6 +17,7 @@ from pydantic import Field
 from deployments.autoscaling import ItemCount
 from deployments.contracts import Call, Outcome, Passage, SearchRequest, SearchResult, StageTiming, Timed
 from deployments.errors import DeadlineExceeded, EngineFailed, IndexMismatch, InvalidInput, StageError
+from deployments.exporter import export
 from deployments.filters import no_such_field, unknown_field, where_clause
 from deployments.section import Section, load_engine
 from deployments.store import (
@@ -28,6 +29,7 @@ from deployments.store import (
     collection_version,
     known_fields,
 )
+from deployments.tally import BusyClock
 
 Request = TypeVar("Request")
 Value = TypeVar("Value")
@@ -243,15 +245,18 @@ class Retriever:
     def __init__(self, config: RetrieverConfig, store: StoreConfig) -> None:
         self._engine = load_engine(config.engine, RetrieverSettings(retriever=config, store=store))
         self._items = ItemCount()
+        self._busy = BusyClock("search")
+        export("search", self._busy.read)
 
     async def search(self, calls: Sequence[Call[SearchRequest]]) -> list[Outcome[SearchResult]]:
         """One outcome per call, in order."""
-        with self._items.of(calls):
+        with self._items.of(calls), self._busy:
             return await _answer(calls, self._engine.search)
 
     async def version(self, calls: Sequence[Call[str]]) -> list[Outcome[int]]:
         """The version of each named collection, one outcome per call, in order."""
-        return await _answer(calls, self._engine.versions)
+        with self._busy:
+            return await _answer(calls, self._engine.versions)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """The items in hand, for the policy `deployments.autoscaling:scale_by_items`."""

@@ -25,6 +25,8 @@ from deployments.contracts import (
     Usage,
 )
 from deployments.errors import ConfigError, DeadlineExceeded, EngineDead, EngineFailed, InvalidInput, StageError
+from deployments.exporter import export
+from deployments.tally import BusyClock
 from deployments.vllm_protocol import (
     Chunk,
     as_error,
@@ -55,6 +57,7 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
     """
 
     async def start(self) -> None:
+        self._busy = BusyClock("generate")
         self._refuse_missing_folder()
         self._choose_thread_count()
         await super().start()
@@ -68,9 +71,16 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
                 f"{self._model_id} can't answer a chat message; if it has no chat template, name one in "
                 f"engine_kwargs.chat_template (a path or the template itself). The engine said: {error}"
             ) from error
+        export("generate", self._busy.read)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Raises InputTooLong, InvalidInput, Overloaded, DeadlineExceeded, EngineFailed or EngineDead."""
+        with self._busy:
+            async with aclosing(self._generate(request)) as events:
+                async for event in events:
+                    yield event
+
+    async def _generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent, None]:
         started = time.monotonic()
         finish_reason, usage, queue_s = None, Usage(), 0.0
         async with aclosing(self._chunks(request, deadline=started + request.budget_s)) as chunks:

@@ -4,10 +4,13 @@
 # would make it pass a plain dict instead of an AppConfig.
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
@@ -17,6 +20,7 @@ from deployments.contracts import EmbeddingModel, Generates
 from deployments.embedder import Embedder
 from deployments.embedding_cache import CachedEmbedder
 from deployments.errors import StageError, StageUnavailable
+from deployments.exporter import export
 from deployments.generator import FALLBACK, Generator, generator_name, has_fallback
 from deployments.indexer import Indexer
 from deployments.llm_rewriting import LlmRewriter
@@ -32,28 +36,41 @@ from deployments.remote import (
 )
 from deployments.reranker import Reranker, reranker_name
 from deployments.retriever import Retriever
-from deployments.telemetry import CacheMetrics, IndexMetrics
+from deployments.tally import LaneTally, RequestTally
+from deployments.telemetry import CACHE_BYTES, CACHE_LOOKUPS, INDEX_COVERAGE, INGRESS, Reading
 from deployments.token_counting import TokenCounter
 from deployments.vllm_generator import build_token_counter, build_vllm_generator
 from serve_app.api.app import create_api
+from serve_app.api.observation import Observer
 from serve_app.api.services import Services
 from serve_app.config import AppConfig
 from serve_app.pipeline import Lane
 from serve_app.retrieval import Stages
+from serve_app.stage_reporter import StageReporter
+from serve_app.tracing import build_request_spans
+
+if TYPE_CHECKING:
+    from serve_app.spans import RequestSpans
 
 logger = logging.getLogger(__name__)
 
-_REPORT_CACHES_S = 1.0
 # Counts the rows of every collection.
-_REPORT_COVERAGE_S = 10.0
+_ASK_COVERAGE_S = 10.0
+
+# A collector that does not answer may hold up a shutdown for so long.
+_LAST_SPANS_S = 5.0
 
 
 class Ingress:
     """The HTTP front: one FastAPI app over the lane, in as many replicas as the load asks for."""
 
+    # Serve calls __del__ also where __init__ failed.
+    _spans: "RequestSpans | None" = None
+
     def __init__(self, config: AppConfig, handles: Mapping[str, DeploymentHandle]) -> None:
         self._config = config
         self._handles = dict(handles)
+        self._spans = build_request_spans(config.tracing, _whereabouts())
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Build the HTTP app inside the replica's running loop, as handles need one."""
@@ -63,9 +80,10 @@ class Ingress:
         reranker = RemoteReranker(handles["Reranker"], config.hops.rerank)
         generator = RemoteGenerator(handles["Generator"])
         cached_embedder = CachedEmbedder(embedder, embedding_model.name, config.lane.embedding_cache)
+        retriever = RemoteRetriever(handles["Retriever"], config.hops.search)
         stages = Stages(
             embedder=cached_embedder,
-            retriever=RemoteRetriever(handles["Retriever"], config.hops.search),
+            retriever=retriever,
             reranker=reranker,
             generator=generator,
             fallback=RemoteGenerator(handles[FALLBACK]) if FALLBACK in handles else None,
@@ -75,46 +93,95 @@ class Ingress:
         )
         lane = Lane(config.lane, _context_builder(config), stages, prompt_limit(config))
         indexer = RemoteIndexer(handles["Indexer"])
+        coverage = _Coverage(indexer)
         # The loop keeps no task alive that nobody holds.
-        self._reporting = [
-            asyncio.create_task(_report_caches(cached_embedder, lane)),
-            asyncio.create_task(_report_coverage(indexer)),
-        ]
+        self._asking = asyncio.create_task(coverage.keep_asking())
+        tally, requests = LaneTally(), RequestTally()
+        hops = (embedder, retriever, reranker)
+        lifetime = export(
+            INGRESS,
+            tally.read,
+            requests.read,
+            coverage.read,
+            lambda: _read_caches(cached_embedder, lane),
+            *(hop.read for hop in hops),
+        )
+        reporter = StageReporter(
+            serve.get_replica_context().replica_tag, lifetime.seconds, config.http.stages_patience_s
+        )
         services = Services(
             lane=lane,
             indexer=indexer,
             embedder=embedder,
             reranker=reranker,
             readiness=lambda: readiness(handles, config.http.readiness_timeout_s),
+            report_stages=reporter.report,
             embedding_model=embedding_model.name,
             reranker_model=reranker_name(config.reranker),
             generator_model=generator_name(config.generator),
             embedding_max_tokens=embedding_model.max_length_tokens,
             http=config.http,
+            tally=tally,
         )
         # Serve returns the request id by itself.
-        return create_api(services, echo_request_id=False)
+        observers = [_counting(requests)]
+        if self._spans is not None:
+            observers.append(self._spans)
+        return create_api(services, observers=observers, echo_request_id=False)
+
+    async def __del__(self) -> None:
+        """Serve awaits this when the last request is over, and then kills the replica without any exit handler."""
+        if self._spans is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.to_thread(self._spans.shutdown), _LAST_SPANS_S)
 
 
-async def _report_caches(embedder: CachedEmbedder, lane: Lane) -> None:
-    """Export what the caches of this replica do, for as long as it lives."""
-    embeddings, answers = CacheMetrics("embedding"), CacheMetrics("answer")
-    while True:
-        vectors, given = embedder.stats(), lane.answer_cache_stats()
-        embeddings.report(vectors.hits + vectors.joined, vectors.misses, vectors.num_bytes)
-        answers.report(given.hits, given.misses, given.num_bytes)
-        await asyncio.sleep(_REPORT_CACHES_S)
+def _whereabouts() -> dict[str, str]:
+    """Where this replica runs, as attributes of an OpenTelemetry resource."""
+    return {
+        "service.instance.id": serve.get_replica_context().replica_tag,
+        "host.name": socket.gethostname(),
+        "ray.node_id": ray.get_runtime_context().get_node_id(),
+    }
 
 
-async def _report_coverage(indexer: RemoteIndexer) -> None:
-    """Export how far the indexes cover their collections, for as long as this replica lives."""
-    metrics = IndexMetrics()
-    while True:
-        try:
-            metrics.report(await indexer.coverage())
-        except StageError as error:
-            logger.info("the coverage of the indexes is not known: %s", error.message)
-        await asyncio.sleep(_REPORT_COVERAGE_S)
+def _counting(requests: RequestTally) -> Observer:
+    return lambda record: requests.add(record.endpoint, record.outcome, record.seconds)
+
+
+def _read_caches(embedder: CachedEmbedder, lane: Lane) -> Iterator[Reading]:
+    """What telemetry exports of the caches of this replica. A text that another request computes just now is a hit."""
+    vectors, answers = embedder.stats(), lane.answer_cache_stats()
+    yield CACHE_LOOKUPS, ("embedding", "hit"), vectors.hits + vectors.joined
+    yield CACHE_LOOKUPS, ("embedding", "miss"), vectors.misses
+    yield CACHE_BYTES, ("embedding",), vectors.num_bytes
+    yield CACHE_LOOKUPS, ("answer", "hit"), answers.hits
+    yield CACHE_LOOKUPS, ("answer", "miss"), answers.misses
+    yield CACHE_BYTES, ("answer",), answers.num_bytes
+
+
+class _Coverage:
+    """How far the indexes cover their collections, as the Indexer said last."""
+
+    def __init__(self, indexer: RemoteIndexer) -> None:
+        self._indexer = indexer
+        self._known: Mapping[str, Mapping[str, float]] = {}
+
+    async def keep_asking(self) -> None:
+        """Ask for as long as this replica lives."""
+        while True:
+            try:
+                self._known = await self._indexer.coverage()
+            except StageError as error:
+                self._known = {}
+                logger.info("the coverage of the indexes is not known: %s", error.message)
+            await asyncio.sleep(_ASK_COVERAGE_S)
+
+    def read(self) -> Iterator[Reading]:
+        """What telemetry exports of it."""
+        for collection, indexes in self._known.items():
+            for index, share in indexes.items():
+                yield INDEX_COVERAGE, (collection, index), share
 
 
 async def _model_of(embedder: RemoteEmbedder) -> EmbeddingModel:

@@ -15,6 +15,7 @@ from deployments.section import Section
 from deployments.store import StoreConfig
 from serve_app.api.services import HttpConfig
 from serve_app.lane_config import LaneConfig
+from serve_app.tracing import TracingConfig
 
 
 class HopsConfig(Section):
@@ -38,6 +39,7 @@ class AppConfig(Section):
     reranker: RerankerConfig = Field(default_factory=RerankerConfig, description="The rerank stage.")
     context: ContextConfig = Field(default_factory=ContextConfig, description="The context stage.")
     generator: GeneratorConfig = Field(default_factory=GeneratorConfig, description="The generate stage.")
+    tracing: TracingConfig = Field(default_factory=TracingConfig, description="OpenTelemetry spans of requests.")
 
     @model_validator(mode="after")
     def _sections_agree(self) -> AppConfig:

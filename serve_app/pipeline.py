@@ -129,16 +129,22 @@ class Lane:
         """How often the answer cache was of use."""
         return self._answers.stats()
 
-    async def search(self, query: Query, deadline: Deadline) -> Found:
-        """The passages that match the query best."""
-        trace = Trace()
+    async def search(self, query: Query, deadline: Deadline, trace: Trace | None = None) -> Found:
+        """The passages that match the query best. Where the time goes is told to `trace`."""
+        trace = trace or Trace()
         understood = self._retrieval.understand(query, trace)
         retrieved = await self._retrieval.find(query, understood, deadline, trace)
+        trace.left_out(retrieved.degraded)
         return Found(retrieved.passages, retrieved.degraded, trace)
 
-    async def answer(self, question: Question, deadline: Deadline) -> AsyncGenerator[AnswerEvent]:
-        """The answer as events: `SourcesChosen`, any number of `Delta`, `Answered`. Closing it stops the generator."""
-        trace = Trace()
+    async def answer(
+        self, question: Question, deadline: Deadline, trace: Trace | None = None
+    ) -> AsyncGenerator[AnswerEvent]:
+        """The answer as events: `SourcesChosen`, any number of `Delta`, `Answered`. Closing it stops the generator.
+
+        Where the time goes is told to `trace`.
+        """
+        trace = trace or Trace()
         understood = self._retrieval.understand(question.query, trace)
         key = self._cache_key(question, understood)
         known = await self._known_answer(key, question.query.collection, deadline, trace)
@@ -160,7 +166,7 @@ class Lane:
             question_vector=retrieved.vector,
             request_id=question.request_id,
         )
-        answer = _Answer(context.sources, self._context.check_citations, retrieved.degraded)
+        answer = _Answer(context.sources, self._context.check_citations, retrieved.degraded, trace)
         begun = False
         async with aclosing(self._writer.write(request, question.stream, deadline, trace)) as events:
             async for event in events:
@@ -171,7 +177,7 @@ class Lane:
                     begun = True
                 for written in answer.take(event):
                     yield written
-        end = answer.end(trace)
+        end = answer.end()
         if key is not None and retrieved.version is not None and not end.degraded:
             cached = _Cached(context.sources, answer.text, end)
             self._answers.put(key, retrieved.version, cached, cached.num_bytes)
@@ -212,8 +218,12 @@ class Lane:
 class _Answer:
     """An answer while it is being written: its text, its citations, and what became of it."""
 
-    def __init__(self, sources: tuple[Source, ...], check_citations: bool, degraded: tuple[Stage, ...]) -> None:
+    def __init__(
+        self, sources: tuple[Source, ...], check_citations: bool, degraded: tuple[Stage, ...], trace: Trace
+    ) -> None:
         self._sources = sources
+        self._trace = trace
+        self._times_s: list[float] = []
         self._check_citations = check_citations
         self._citations = self._citation_filter()
         self._degraded = degraded
@@ -234,21 +244,25 @@ class _Answer:
             self._citations = self._citation_filter()
             void = bool(self._pieces)
             self._pieces.clear()
+            self._times_s.clear()
             return [Restarted()] if void else []
         if isinstance(event, Generated):
             self._generated = event
             text = self._citations.flush()
         else:
             text = self._citations.feed(event.text)
+            self._times_s.append(self._trace.elapsed_s())
         if not text:
             return []
         self._pieces.append(text)
         return [Delta(text)]
 
-    def end(self, trace: Trace) -> Answered:
+    def end(self) -> Answered:
         """The last event, once the generator has ended."""
         generated = self._generated
         assert generated is not None, "a writer ends with Generated"
+        self._trace.left_out(self._degraded)
+        self._trace.tally.written(generated.generator, self._times_s, generated.usage)
         return Answered(
             citations=cited_sources(self._citations.cited, self._sources),
             removed_citations=self._citations.removed,
@@ -259,5 +273,5 @@ class _Answer:
             usage=generated.usage,
             degraded=self._degraded,
             cached=False,
-            trace=trace,
+            trace=self._trace,
         )

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from deployments.contracts import Stage, StageTiming, Timed
 from deployments.errors import DeadlineExceeded
+from deployments.tally import LaneTally
 
 Value = TypeVar("Value")
 
@@ -56,10 +57,16 @@ class StageRow:
 
 @dataclass(slots=True)
 class Trace:
-    """The calls of one request's stages in the order in which they ended; branches run side by side."""
+    """The calls of one request's stages in the order in which they ended; branches run side by side.
 
+    `tally` counts every row as well, so that metrics and answers tell of the same calls. `degraded` names the stages
+    that the request had to do without.
+    """
+
+    tally: LaneTally = field(default_factory=LaneTally)
     started_at: float = field(default_factory=time.perf_counter)
     rows: list[StageRow] = field(default_factory=list)
+    degraded: tuple[Stage, ...] = ()
 
     def add(self, stage: Stage, total_s: float, timing: StageTiming, branch: str = "") -> None:
         """Record a call that has just ended after `total_s` seconds, and that was timed from the inside elsewhere."""
@@ -70,6 +77,7 @@ class Trace:
             stage, branch, start_s, total_s, queue_s, timing.batch_wait_s, timing.compute_s, timing.batch_size
         )
         self.rows.append(row)
+        self.tally.stage(stage, branch, total_s, queue_s, timing)
 
     @contextmanager
     def local(self, stage: Stage, branch: str = "") -> Iterator[None]:
@@ -87,6 +95,11 @@ class Trace:
         answer = await work
         self.add(stage, time.perf_counter() - started, answer.timing, branch)
         return answer.value
+
+    def left_out(self, stages: tuple[Stage, ...]) -> None:
+        """The request is served without these stages."""
+        self.degraded = stages
+        self.tally.degraded(stages)
 
     def elapsed_s(self) -> float:
         """Seconds since the request began."""

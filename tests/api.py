@@ -14,10 +14,14 @@ from starlette.types import Message
 from deployments.context import ContextBuilder, ContextConfig
 from deployments.contracts import Document
 from serve_app.api.app import create_api
+from serve_app.api.observation import Observer
 from serve_app.api.services import HttpConfig, Services
 from serve_app.lane_config import LaneConfig
+from serve_app.node_metrics import Snapshot
 from serve_app.pipeline import Lane
 from serve_app.retrieval import Stages
+from serve_app.stage_figures import StagesReport
+from serve_app.stage_report import build_report
 from tests.fakes import (
     EMBEDDING_MODEL,
     MAX_TOKENS,
@@ -61,6 +65,9 @@ class FakeServices:
     async def _readiness(self) -> Mapping[str, str]:
         return self.readiness
 
+    async def _report_stages(self, window_s: float) -> StagesReport:
+        return build_report(Snapshot(window_s), Snapshot(0.0) if window_s else None)
+
     def services(self) -> Services:
         return Services(
             lane=self.lane,
@@ -68,6 +75,7 @@ class FakeServices:
             embedder=self.embedder,
             reranker=self.reranker,
             readiness=self._readiness,
+            report_stages=self._report_stages,
             embedding_model=EMBEDDING_MODEL,
             reranker_model=RERANKER_MODEL,
             generator_model=self.generator.name,
@@ -75,8 +83,8 @@ class FakeServices:
             http=self.http,
         )
 
-    def api(self) -> FastAPI:
-        return create_api(self.services())
+    def api(self, *observers: Observer) -> FastAPI:
+        return create_api(self.services(), observers=observers)
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.api()), base_url="http://raglane")

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from deployments.contracts import Delta
 from serve_app.api.events import begun, whole_answer
 from serve_app.api.limits import deadline_of
+from serve_app.api.observation import begin_trace
 from serve_app.api.schemas import AnswerBody, AnswerEnd, AnswerResponse, Citation
 from serve_app.api.search import query_of
 from serve_app.api.services import request_id_of, services_of
@@ -38,7 +39,7 @@ async def answer(body: AnswerBody, request: Request) -> Response:
     request_id = request_id_of(request.scope)
     query = query_of(body, body.question, config, request_id)
     question = Question(query, body.options(), request_id, stream=body.stream, cache=body.cache)
-    events = services.lane.answer(question, deadline_of(body.timeout_s, config))
+    events = services.lane.answer(question, deadline_of(body.timeout_s, config), begin_trace(request))
     if body.stream:
         first = await begun(events)
         return EventStream(_frames(first, events, request_id), events, _error_frame)

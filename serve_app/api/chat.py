@@ -13,6 +13,7 @@ from deployments.contracts import Delta
 from serve_app.api.events import begun, whole_answer
 from serve_app.api.limits import deadline_of, results_wanted
 from serve_app.api.models import collection_of
+from serve_app.api.observation import begin_trace
 from serve_app.api.openai_shapes import AssistantMessage, ChatBody, ChatCompletion, Choice, TokenUsage
 from serve_app.api.schemas import AnswerEnd
 from serve_app.api.services import request_id_of, services_of
@@ -37,7 +38,7 @@ async def chat(body: ChatBody, request: Request) -> Response:
     request_id = request_id_of(request.scope)
     query = _query(body, config, request_id)
     question = Question(query, body.options(), request_id, stream=bool(body.stream), cache=body.cache)
-    events = services.lane.answer(question, deadline_of(body.timeout_s, config))
+    events = services.lane.answer(question, deadline_of(body.timeout_s, config), begin_trace(request))
     if body.stream:
         await begun(events)
         chunks = _Chunks(request_id, body.model, bool(body.stream_options and body.stream_options.include_usage))

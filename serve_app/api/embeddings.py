@@ -14,6 +14,7 @@ from deployments.contracts import Embeddings, EmbedRequest, Priority, Timed, Vec
 from deployments.errors import InvalidInput
 from serve_app.api.fanout import all_together, chunks, slowest
 from serve_app.api.limits import check_model, check_texts, deadline_of
+from serve_app.api.observation import begin_trace
 from serve_app.api.openai_shapes import EmbeddingsBody, EmbeddingsResponse, EmbeddingUsage
 from serve_app.api.services import Services, services_of
 from serve_app.api.wire import JsonResponse, JsonRoute
@@ -28,7 +29,7 @@ async def embeddings(body: EmbeddingsBody, request: Request) -> Response:
     services = services_of(request)
     model = check_model(body.model, services.embedding_model)
     check_texts(body.input, "input", services.http)
-    trace = Trace()
+    trace = begin_trace(request)
     embedded = await _embed(body, services, deadline_of(body.timeout_s, services.lane.config), trace)
     dim = embedded.vectors.shape[1]
     if body.dimensions not in (None, dim):

@@ -15,6 +15,7 @@ from deployments.contracts import Candidate, RerankRequest, Timed, Vector
 from deployments.parsing import clean_question
 from serve_app.api.fanout import all_together, chunks, slowest
 from serve_app.api.limits import check_model, check_texts, deadline_of
+from serve_app.api.observation import begin_trace
 from serve_app.api.services import Services, request_id_of, services_of
 from serve_app.api.wire import JsonResponse, JsonRoute
 from serve_app.trace import Deadline, StageRow, Trace
@@ -96,7 +97,7 @@ async def rerank(body: RerankBody, request: Request) -> Response:
     model = check_model(body.model, services.reranker_model)
     query = clean_question(body.query, config.parsing.question_max_chars)
     check_texts(body.documents, "documents", services.http)
-    trace = Trace()
+    trace = begin_trace(request)
     scores = await _score(query, body.documents, services, deadline_of(body.timeout_s, config), trace)
 
     best_first = np.argsort(-scores, kind="stable")[: body.top_n]

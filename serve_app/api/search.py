@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from serve_app.api.limits import deadline_of, results_wanted
+from serve_app.api.observation import begin_trace
 from serve_app.api.schemas import Ask, Result, SearchBody, SearchResponse
 from serve_app.api.services import request_id_of, services_of
 from serve_app.api.wire import JsonResponse, JsonRoute
@@ -19,7 +20,8 @@ async def search(body: SearchBody, request: Request) -> Response:
     """The passages that match a query best."""
     services = services_of(request)
     query = query_of(body, body.query, services.lane.config, request_id_of(request.scope))
-    found = await services.lane.search(query, deadline_of(body.timeout_s, services.lane.config))
+    deadline = deadline_of(body.timeout_s, services.lane.config)
+    found = await services.lane.search(query, deadline, begin_trace(request))
     results = [Result.of(passage) for passage in found.passages]
     response = SearchResponse(results, found.degraded, found.trace.rows, request_id_of(request.scope))
     return JsonResponse(response, headers={"server-timing": found.trace.server_timing()})

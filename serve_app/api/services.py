@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 from pydantic import Field
@@ -11,8 +11,11 @@ from starlette.types import Scope
 
 from deployments.contracts import Embeds, Indexes, Reranks
 from deployments.section import Section
+from deployments.tally import LaneTally
 from serve_app.pipeline import Lane
+from serve_app.stage_figures import StagesReport
 
+ReportStages = Callable[[float], Awaitable[StagesReport]]
 Readiness = Callable[[], Awaitable[Mapping[str, str]]]
 
 READY = "ready"
@@ -38,23 +41,32 @@ class HttpConfig(Section):
     )
     max_documents_per_request: int = Field(1000, ge=1, description="Documents in one request for indexing.")
     index_timeout_s: float = Field(300.0, gt=0, description="The deadline of an indexing request that sets none.")
+    stages_patience_s: float = Field(
+        3.0, ge=0, description="How long GET /v1/stages waits for metrics that include all that happened before it."
+    )
     readiness_timeout_s: float = Field(5.0, gt=0, description="How long /health/ready waits for the stages' answers.")
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything behind the routes. `readiness` maps each stage to "ready" or to why it is not."""
+    """Everything behind the routes. `readiness` maps each stage to "ready" or to why it is not.
+
+    `report_stages` watches the stages for some seconds, or reports on all since the start where they are 0. `tally`
+    counts what the stages do for requests.
+    """
 
     lane: Lane
     indexer: Indexes
     embedder: Embeds
     reranker: Reranks
     readiness: Readiness
+    report_stages: ReportStages
     embedding_model: str
     reranker_model: str
     generator_model: str
     embedding_max_tokens: int
     http: HttpConfig
+    tally: LaneTally = field(default_factory=LaneTally)
 
 
 def services_of(request: Request) -> Services:

@@ -10,6 +10,7 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from serve_app.api.errors import error_body, failure_of, log_failure
+from serve_app.api.observation import note_failure
 from serve_app.api.wire import to_json
 
 ErrorFrame = Callable[[dict[str, Any]], bytes]
@@ -55,4 +56,5 @@ class EventStream(Response):
         except Exception as error:  # noqa: BLE001 - whatever it is, the client learns that its stream is not whole
             failure = failure_of(error, scope)
             log_failure(error, failure, scope)
+            note_failure(scope, failure.status)
             yield self._error_frame(error_body(failure, scope))

@@ -76,6 +76,10 @@ class Client:
     def search(self, request: Json) -> Json:
         return self._json("POST", "/v1/search", request)
 
+    def stages(self, window_s: float) -> Json:
+        """The latency report, of the next `window_s` seconds or, for 0, since the start."""
+        return self._json("GET", f"/v1/stages?window_s={window_s:g}")
+
     def answer(self, request: Json) -> Json:
         return self._json("POST", "/v1/answers", request)
 

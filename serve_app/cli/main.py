@@ -13,6 +13,7 @@ from serve_app.cli.client_commands import ask_command, ingest_command, search_co
 from serve_app.cli.exits import EXIT_CODES_HELP, ExitCode, Failure
 from serve_app.cli.render import out, print_error
 from serve_app.cli.server_commands import down_command, status_command, up_command
+from serve_app.cli.stages_command import stages_command
 
 app = typer.Typer(
     name="raglane",
@@ -28,6 +29,7 @@ app.command("status", epilog=EXIT_CODES_HELP)(status_command)
 app.command("ingest", epilog=EXIT_CODES_HELP)(ingest_command)
 app.command("search", epilog=EXIT_CODES_HELP)(search_command)
 app.command("ask", epilog=EXIT_CODES_HELP)(ask_command)
+app.command("stages", epilog=EXIT_CODES_HELP)(stages_command)
 
 
 def _show_version(wanted: bool) -> None:

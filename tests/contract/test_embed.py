@@ -20,6 +20,8 @@ from tests.contract.backends import BUDGET_S
 from tests.handles import LocalHandle
 from tests.models import PASSAGE_PROMPT, QUERY_PROMPT
 
+OPENVINO = "deployments.openvino_encoder:OpenVinoEncoder"
+
 Role = Literal["query", "passage"]
 
 TEXTS = (
@@ -62,8 +64,8 @@ class Case:
         assert float(cosines.min()) >= self.min_cosine
 
 
-# In float32 only the order of additions differs; bfloat16 keeps 8 bits of each number.
-MIN_COSINE = {"float32": 1 - 1e-5, "bfloat16": 0.999}
+# In float32 only the order of additions differs; bfloat16, which auto may stand for, keeps 8 bits of each number.
+MIN_COSINE = {"float32": 1 - 1e-5, "bfloat16": 0.999, "auto": 0.999}
 
 
 def real_case(embedder: Embedder, config: EmbedderConfig, prompts: tuple[str, str] = ("", "")) -> Case:
@@ -87,7 +89,17 @@ def minilm_bfloat16() -> Embedder:
     return Embedder(EmbedderConfig(dtype="bfloat16"))
 
 
-@pytest.fixture(params=["fake", "minilm", "minilm-bfloat16", "tiny"])
+@pytest.fixture(scope="session")
+def minilm_openvino() -> Embedder:
+    return Embedder(EmbedderConfig(engine=OPENVINO))
+
+
+@pytest.fixture(scope="session")
+def tiny_openvino(tiny_config: EmbedderConfig) -> Embedder:
+    return Embedder(tiny_config.model_copy(update={"engine": OPENVINO}))
+
+
+@pytest.fixture(params=["fake", "minilm", "minilm-bfloat16", "minilm-openvino", "tiny", "tiny-openvino"])
 def case(request: pytest.FixtureRequest) -> Case:
     match request.param:
         case "fake":
@@ -96,9 +108,12 @@ def case(request: pytest.FixtureRequest) -> Case:
             return real_case(request.getfixturevalue("minilm"), EmbedderConfig(dtype="float32"))
         case "minilm-bfloat16":
             return real_case(request.getfixturevalue("minilm_bfloat16"), EmbedderConfig(dtype="bfloat16"))
+        case "minilm-openvino":
+            return real_case(request.getfixturevalue("minilm_openvino"), EmbedderConfig())
         case _:
             config = request.getfixturevalue("tiny_config")
-            return real_case(request.getfixturevalue("tiny"), config, (QUERY_PROMPT, PASSAGE_PROMPT))
+            embedder = request.getfixturevalue(request.param.replace("-", "_"))
+            return real_case(embedder, config, (QUERY_PROMPT, PASSAGE_PROMPT))
 
 
 async def test_each_text_has_a_float32_row_of_norm_one(case: Case) -> None:
@@ -182,7 +197,9 @@ async def test_bulk_work_has_the_same_vectors(case: Case) -> None:
     case.assert_near(bulk.value.vectors, await case.embed(*TEXTS))
 
 
-@pytest.mark.parametrize("case", ["minilm", "minilm-bfloat16", "tiny"], indirect=True)
+@pytest.mark.parametrize(
+    "case", ["minilm", "minilm-bfloat16", "minilm-openvino", "tiny", "tiny-openvino"], indirect=True
+)
 async def test_both_roles_agree_with_the_reference_library(case: Case) -> None:
     texts = [text for text in TEXTS + ODD_TEXTS if text.strip()] + ["word " * (case.max_tokens + 50)]
     roles: tuple[Role, Role] = ("query", "passage")
@@ -193,7 +210,7 @@ async def test_both_roles_agree_with_the_reference_library(case: Case) -> None:
         case.assert_near(await case.embed(*texts, role=role), expected)
 
 
-@pytest.mark.parametrize("case", ["tiny"], indirect=True)
+@pytest.mark.parametrize("case", ["tiny", "tiny-openvino"], indirect=True)
 async def test_a_prompt_makes_queries_and_passages_differ(case: Case) -> None:
     as_query, as_passage = await case.embed(TEXTS[0]), await case.embed(TEXTS[0], role="passage")
     assert float(np.sum(as_query * as_passage)) < 0.999

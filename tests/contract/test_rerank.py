@@ -55,17 +55,30 @@ def cross_encoder_config(tmp_path_factory: pytest.TempPathFactory) -> RerankerCo
     return RerankerConfig(method="cross_encoder", model=str(model), dtype="float32")
 
 
+def cross_encoder_stage(config: RerankerConfig, folder: Path) -> Reranker:
+    return Reranker(config, StoreConfig(uri=str(folder)), embedder=None)
+
+
 @pytest.fixture(scope="session")
-def cross_encoder_stage(cross_encoder_config: RerankerConfig, tmp_path_factory: pytest.TempPathFactory) -> Reranker:
-    return Reranker(cross_encoder_config, StoreConfig(uri=str(tmp_path_factory.mktemp("store"))), embedder=None)
+def torch_cross_encoder(cross_encoder_config: RerankerConfig, tmp_path_factory: pytest.TempPathFactory) -> Reranker:
+    return cross_encoder_stage(cross_encoder_config, tmp_path_factory.mktemp("store"))
 
 
-@pytest.fixture
-def cross_encoder(cross_encoder_stage: Reranker) -> RemoteReranker:
-    return RemoteReranker(LocalHandle(cross_encoder_stage), HopConfig())
+@pytest.fixture(scope="session")
+def openvino_cross_encoder(cross_encoder_config: RerankerConfig, tmp_path_factory: pytest.TempPathFactory) -> Reranker:
+    config = cross_encoder_config.model_copy(update={"engine": "deployments.openvino_scorer:OpenVinoScorer"})
+    return cross_encoder_stage(config, tmp_path_factory.mktemp("store"))
 
 
-@pytest.fixture(params=["fake", "sentence_evidence", "cross_encoder"])
+CROSS_ENCODERS = ("torch_cross_encoder", "openvino_cross_encoder")
+
+
+@pytest.fixture(params=CROSS_ENCODERS)
+def cross_encoder(request: pytest.FixtureRequest) -> RemoteReranker:
+    return RemoteReranker(LocalHandle(request.getfixturevalue(request.param)), HopConfig())
+
+
+@pytest.fixture(params=["fake", "sentence_evidence", *CROSS_ENCODERS])
 def reranker(request: pytest.FixtureRequest) -> Reranks:
     match request.param:
         case "fake":
@@ -74,8 +87,7 @@ def reranker(request: pytest.FixtureRequest) -> Reranks:
             backend: Backend = request.getfixturevalue("meaningful")
             return backend.reranker
         case _:
-            adapter: RemoteReranker = request.getfixturevalue("cross_encoder")
-            return adapter
+            return RemoteReranker(LocalHandle(request.getfixturevalue(request.param)), HopConfig())
 
 
 async def test_each_candidate_has_one_score_in_the_order_of_the_candidates(reranker: Reranks) -> None:
@@ -91,7 +103,7 @@ async def test_no_candidates_have_no_scores(reranker: Reranks) -> None:
 
 
 # Evidence weighs a word by how few of the candidates hold it.
-@pytest.mark.parametrize("reranker", ["fake", "cross_encoder"], indirect=True)
+@pytest.mark.parametrize("reranker", ["fake", *CROSS_ENCODERS], indirect=True)
 async def test_a_candidate_scores_the_same_alone_and_among_others(reranker: Reranks) -> None:
     together = await rerank(reranker, *(Candidate(text) for text in TEXTS))
     alone = [(await rerank(reranker, Candidate(text)))[0] for text in TEXTS]

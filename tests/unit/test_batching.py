@@ -63,7 +63,7 @@ class Doubler:
 
 
 def batcher_of(engine: Doubler, **config: int | float) -> MicroBatcher[int, int, int]:
-    return MicroBatcher(engine, BatchingConfig.model_validate(config), "doubler")
+    return MicroBatcher(engine, BatchingConfig.model_validate(config), "doubler", "embed")
 
 
 async def settled(batcher: MicroBatcher[int, int, int], num_waiting: int) -> None:

@@ -1,0 +1,47 @@
+"""A cross-encoder engine for CPUs: a sentence-transformers CrossEncoder, compiled by OpenVINO when it starts."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+from deployments.errors import StageError
+from deployments.openvino_runtime import CompiledModule, require_cpu
+from deployments.reranker import Pair, PairInputs, RerankerConfig, activated_scores, load_scorer
+
+logger = logging.getLogger(__name__)
+
+
+class OpenVinoScorer:
+    """The scores of `CrossEncoderScorer`, from the same model in the same config; named in `reranker.engine`.
+
+    Raises ConfigError where OpenVINO is not installed, can't convert the model or does not run on the device.
+    """
+
+    def __init__(self, config: RerankerConfig) -> None:
+        self._inputs, self._compiled = _compile(config)
+        # The torch module refers to itself; without this its weights would stay until some later collection.
+        gc.collect()
+        logger.info("reranking with %s on OpenVINO in %s", config.model, self._compiled.precision)
+
+    def prepare(self, items: Sequence[Pair]) -> list[tuple[dict[str, list[int]], int] | StageError]:
+        """Token ids of each pair; a long passage is cut, the query never is while the passage can give way."""
+        return self._inputs.prepare(items)
+
+    def run(self, batch: Sequence[dict[str, list[int]]]) -> list[float]:
+        """One forward pass over the padded pairs."""
+        scores: list[float] = self._compiled(self._inputs.pad(batch)).tolist()
+        return scores
+
+
+def _compile(config: RerankerConfig) -> tuple[PairInputs, CompiledModule]:
+    """Both made from one torch module, which nothing holds afterwards."""
+    import torch
+
+    require_cpu(config.device)
+    scorer = load_scorer(config.model, "cpu", torch.float32)
+    inputs = PairInputs(scorer, config)
+    forward = partial(activated_scores, scorer)
+    return inputs, CompiledModule(scorer, forward, inputs.names, config.dtype, config.num_threads)

@@ -1,0 +1,90 @@
+"""From sums since the start to what Ray's counters and gauges are told."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from deployments.exporter import Exporter, export
+from deployments.telemetry import CACHE_BYTES, DROPPED, REPLICA_BUSY, Metric, Reading
+
+
+class Told:
+    """Instruments that remember what they were told, by metric and labels."""
+
+    def __init__(self) -> None:
+        self.values: defaultdict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(list)
+
+    def make(self, metric: Metric) -> Any:
+        values = self.values
+
+        class Instrument:
+            def inc(self, value: float, tags: dict[str, str]) -> None:
+                assert value > 0, "Ray refuses to add nothing"
+                values[metric.name, tuple(tags[label] for label in metric.labels)].append(value)
+
+            def set(self, value: float, tags: dict[str, str]) -> None:
+                values[metric.name, tuple(tags[label] for label in metric.labels)].append(value)
+
+        return Instrument()
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+def test_a_counter_is_told_what_is_new_and_nothing_where_nothing_is(told: Told) -> None:
+    counts = iter((5.0, 5.0, 7.5))
+    exporter = Exporter([lambda: [(DROPPED, ("embed", "expired"), next(counts))]], told.make)
+    for _ in range(3):
+        exporter.export_once()
+    assert told.values == {(DROPPED.name, ("embed", "expired")): [5.0, 2.5]}
+
+
+def test_a_counter_is_there_before_it_has_counted_anything_and_loses_nothing_by_it(told: Told) -> None:
+    counts = iter((0.0, 0.0, 3.0))
+    exporter = Exporter([lambda: [(DROPPED, ("embed", "expired"), next(counts))]], told.make)
+    exporter.export_once()
+    (first,) = told.values[DROPPED.name, ("embed", "expired")]
+    assert 0 < first < 1e-300
+    exporter.export_once()
+    exporter.export_once()
+    assert sum(told.values[DROPPED.name, ("embed", "expired")]) == 3.0
+
+
+def test_a_gauge_is_told_every_time_because_ray_forgets_it(told: Told) -> None:
+    exporter = Exporter([lambda: [(CACHE_BYTES, ("answer",), 9)]], told.make)
+    exporter.export_once()
+    exporter.export_once()
+    assert told.values == {(CACHE_BYTES.name, ("answer",)): [9.0, 9.0]}
+
+
+def test_two_sources_of_one_series_are_added_up(told: Told) -> None:
+    def source(count: float) -> Iterable[Reading]:
+        return [(DROPPED, ("embed", "expired"), count), (DROPPED, ("embed", "cancelled"), 1.0)]
+
+    exporter = Exporter([lambda: source(2.0), lambda: source(3.0)], told.make)
+    exporter.export_once()
+    assert told.values == {
+        (DROPPED.name, ("embed", "expired")): [5.0],
+        (DROPPED.name, ("embed", "cancelled")): [2.0],
+    }
+
+
+def test_a_clock_that_seems_to_step_back_adds_nothing_and_loses_nothing(told: Told) -> None:
+    seconds = iter((4.0, 3.75, 5.0))
+    exporter = Exporter([lambda: [(REPLICA_BUSY, ("search",), next(seconds))]], told.make)
+    for _ in range(3):
+        exporter.export_once()
+    assert sum(told.values[REPLICA_BUSY.name, ("search",)]) == 5.0
+
+
+def test_outside_a_replica_nothing_is_exported_but_life_is_timed() -> None:
+    def never() -> Iterable[Reading]:
+        raise AssertionError("nobody reads this")
+
+    assert export("embed", never).seconds() >= 0
