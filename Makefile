@@ -43,8 +43,8 @@ docs: setup-dev ## Regenerate what is generated: configuration.md and the OpenAP
 lock: ## Resolve requirements/*.in into the locks (needs uv)
 	requirements/lock.sh
 
-bench: setup-dev ## Measure a server that runs at port $(PORT)
-	$(BIN)/python -m benchmarks.run benchmarks/experiments/answers_docs.yaml --url http://127.0.0.1:$(PORT)
+bench: setup-dev ## Run the standard benchmarks (15 minutes) and update docs/benchmarks.md
+	$(BIN)/python -m benchmarks.standard --url http://127.0.0.1:$(PORT)
 
 clean: ## Remove the environment and the local data
 	rm -rf $(VENV) $(DATA)

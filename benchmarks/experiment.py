@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -54,26 +54,152 @@ class Target(Section):
         return json.dumps(_fill(self.body, query), ensure_ascii=False).encode()
 
 
-class ClosedLoad(Section):
+Rate = Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
+Arrivals = Literal["poisson", "constant"]
+
+
+class _Load(Section):
+    """`with_ingest` is whether the experiment's `ingest`, where it has one, runs beside this load."""
+
+    with_ingest: bool = True
+
+
+class _ScheduledLoad(_Load):
+    """Requests come at times of their own, whatever the server does.
+
+    An arrival that finds `max_in_flight` requests unanswered is counted as the error `client_limit` and not sent.
+    """
+
+    max_in_flight: int = Field(default=512, ge=1, le=4096)
+
+
+class ClosedLoad(_Load):
     """`clients` users, each of whom sends the next request as soon as the last one is answered."""
 
     kind: Literal["closed"]
     clients: int = Field(ge=1, le=1024)
 
 
-class OpenLoad(Section):
-    """Requests that arrive at a rate of their own, whatever the server does.
-
-    An arrival that finds `max_in_flight` requests unanswered is counted as the error `client_limit` and not sent.
-    """
+class OpenLoad(_ScheduledLoad):
+    """Requests that arrive at a rate, evenly spaced or at random."""
 
     kind: Literal["open"]
-    rate_per_s: float = Field(gt=0, allow_inf_nan=False)
-    arrivals: Literal["poisson", "constant"] = "poisson"
-    max_in_flight: int = Field(default=512, ge=1, le=4096)
+    rate_per_s: Rate
+    arrivals: Arrivals = "poisson"
 
 
-Load = Annotated[ClosedLoad | OpenLoad, Field(discriminator="kind")]
+class ReplayLoad(_ScheduledLoad):
+    """Requests that arrive when those of a recorded trace did, `speed` times as fast.
+
+    `trace` is a JSONL file of `{"at_s": 1.25, "query": "..."}`, see benchmarks/trace_file.py; a line without a query
+    takes the next one of the experiment's. The trace's first `warmup_s` seconds, as replayed, are the warm-up.
+    """
+
+    kind: Literal["replay"]
+    trace: str = Field(min_length=1)
+    speed: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+
+class RampLoad(_ScheduledLoad):
+    """An open load in `steps` stages at evenly spaced rates, up or down; each is a run of its own with its warm-up."""
+
+    kind: Literal["ramp"]
+    from_rate_per_s: Rate
+    to_rate_per_s: Rate
+    steps: int = Field(ge=2, le=100)
+    arrivals: Arrivals = "poisson"
+
+    def open_loads(self) -> list[OpenLoad]:
+        """Return the steps in their order, the first at `from_rate_per_s` and the last at `to_rate_per_s`."""
+        rise = (self.to_rate_per_s - self.from_rate_per_s) / (self.steps - 1)
+        return [
+            OpenLoad(
+                kind="open",
+                rate_per_s=round(self.from_rate_per_s + step * rise, 6),
+                arrivals=self.arrivals,
+                max_in_flight=self.max_in_flight,
+                with_ingest=self.with_ingest,
+            )
+            for step in range(self.steps)
+        ]
+
+
+class Criterion(Section):
+    """What a rate must hold to count as sustained; benchmarks/sustained.py says how it is judged.
+
+    `answered_share`: least answers by requests offered, within the window. `error_share`: most failures by requests.
+    `slope` (seconds per second) and `growth` (ratio): latency that rises faster than the one and by more than the
+    other from the window's first third to its last is a queue that grows.
+    """
+
+    answered_share: float = Field(default=0.95, gt=0, le=1)
+    error_share: float = Field(default=0.01, ge=0, lt=1)
+    slope: float = Field(default=0.02, ge=0, allow_inf_nan=False)
+    growth: float = Field(default=1.5, ge=1, allow_inf_nan=False)
+
+
+class SaturationLoad(_ScheduledLoad):
+    """A search for the highest rate of Poisson arrivals that the server sustains, to a relative `precision`.
+
+    Each probe is a run of its own; an experiment with an `slo` asks every probe to meet it.
+    """
+
+    kind: Literal["saturation"]
+    start_rate_per_s: Rate
+    max_rate_per_s: Rate
+    precision: float = Field(default=0.05, ge=0.005, le=1)
+    max_probes: int = Field(default=24, ge=2, le=100)
+    criterion: Criterion = Criterion()
+
+    @model_validator(mode="after")
+    def _starts_below_its_end(self) -> Self:
+        if self.start_rate_per_s > self.max_rate_per_s:
+            raise ValueError("start_rate_per_s is above max_rate_per_s")
+        return self
+
+    def probe(self, rate_per_s: float) -> OpenLoad:
+        """Return the load of one probe."""
+        return OpenLoad(
+            kind="open", rate_per_s=rate_per_s, max_in_flight=self.max_in_flight, with_ingest=self.with_ingest
+        )
+
+
+SingleLoad = ClosedLoad | OpenLoad | ReplayLoad
+Load = Annotated[ClosedLoad | OpenLoad | ReplayLoad | RampLoad | SaturationLoad, Field(discriminator="kind")]
+
+
+class Slo(Section):
+    """What users are promised, each in seconds, none where null: see benchmarks/goodput.py.
+
+    `request_p99_s` bounds the whole request, `ttft_s` the time to the first token and `itl_s` a request's mean time
+    between tokens, the latter two of streams only.
+    """
+
+    request_p99_s: float | None = Field(default=3.0, gt=0, allow_inf_nan=False)
+    ttft_s: float | None = Field(default=0.3, gt=0, allow_inf_nan=False)
+    itl_s: float | None = Field(default=0.1, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _promises_something(self) -> Self:
+        if self.request_p99_s is self.ttft_s is self.itl_s is None:
+            raise ValueError("every limit is null; leave the slo out instead")
+        return self
+
+
+class Ingest(Section):
+    """Documents that are written while the queries run, at most `rate_documents_per_s` of them, a batch at a time.
+
+    `documents` is a JSONL file in BEIR's corpus layout (`_id`, `title`, `text`) or a folder, each paragraph of whose
+    Markdown files is a document. They are gone through over and over and keep their ids, so a second pass replaces
+    those of the first. They go to a collection of their own unless `collection` names the one that is queried, and are
+    not deleted afterwards.
+    """
+
+    documents: str = Field(min_length=1)
+    collection: str = Field(default="benchmark_ingest", min_length=1)
+    rate_documents_per_s: Rate
+    batch_size: int = Field(default=16, ge=1, le=1000)
+    timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
 
 
 class Experiment(Section):
@@ -81,7 +207,8 @@ class Experiment(Section):
 
     `queries` is a list of texts or the path of a JSONL file with `_id` and `text`; it is gone through over and over, in
     an order shuffled with `seed`. `max_requests` ends one run of a load early. With `stream` the answers are
-    server-sent events `token`, `done` and `error`.
+    server-sent events `token`, `done` and `error`. `server_stages` asks the server for its own counters, GET
+    /v1/stages, before and after each run; a server that has none is measured without.
     """
 
     name: str = Field(pattern="^[a-z0-9_]+$")
@@ -95,6 +222,9 @@ class Experiment(Section):
     timeout_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     stream: bool = False
     repeats: int = Field(default=1, ge=1)
+    slo: Slo | None = None
+    ingest: Ingest | None = None
+    server_stages: bool = True
 
     @property
     def horizon_s(self) -> float:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.client import RequestClient
-from benchmarks.experiment import ClosedLoad, Load, OpenLoad
+from benchmarks.experiment import ClosedLoad, OpenLoad, ReplayLoad, SingleLoad
 from benchmarks.records import Sample
 
 # A user whose connection is refused tries again at once, and would spin through `max_requests` in seconds.
@@ -25,6 +25,14 @@ class Limits:
 
     horizon_s: float
     max_requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request that is to be sent `at_s` seconds into the load; without a `body` it takes the next of the queries."""
+
+    at_s: float
+    body: bytes | None = None
 
 
 def arrival_times(load: OpenLoad, limits: Limits, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -66,46 +74,75 @@ class LoadGenerator:
         self._num_started = 0
         self._num_in_flight = 0
         self.samples: list[Sample] = []
+        self.stopped_at_s: float | None = None
 
-    async def run(self, load: Load) -> list[Sample]:
-        """Return the samples in the order in which the requests ended, once all of them have."""
+    async def run(self, load: SingleLoad, recorded: Sequence[Arrival] = ()) -> list[Sample]:
+        """Return the samples in the order in which the requests ended, once all of them have.
+
+        `recorded` are the arrivals of a replay, ascending, its speed applied already; no other load has any.
+        """
         self._origin_s = time.perf_counter()
-        if isinstance(load, ClosedLoad):
-            async with asyncio.TaskGroup() as users:
-                for _ in range(load.clients):
-                    users.create_task(self._be_user())
-        else:
-            await self._follow_schedule(load)
+        match load:
+            case ClosedLoad():
+                async with asyncio.TaskGroup() as users:
+                    for _ in range(load.clients):
+                        users.create_task(self._be_user())
+            case OpenLoad():
+                times = arrival_times(load, self._limits, self._arrivals_rng).tolist()
+                await self._follow(map(Arrival, times), load.max_in_flight)
+            case ReplayLoad():
+                within = [arrival for arrival in recorded if arrival.at_s < self._limits.horizon_s]
+                await self._follow(within[: self._limits.max_requests], load.max_in_flight)
         return self.samples
+
+    def stop(self) -> None:
+        """Start no request any more; `run` returns when those in flight have ended."""
+        if self.stopped_at_s is None:
+            self.stopped_at_s = self._now_s()
+
+    @property
+    def num_in_flight(self) -> int:
+        return self._num_in_flight
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the load began."""
+        return self._now_s()
 
     def _now_s(self) -> float:
         return time.perf_counter() - self._origin_s
 
     async def _be_user(self) -> None:
-        while self._num_started < self._limits.max_requests and (now_s := self._now_s()) < self._limits.horizon_s:
+        while self._may_start() and (now_s := self._now_s()) < self._limits.horizon_s:
             self._start()
-            sample = await self._finish(intended_start_s=now_s)
+            sample = await self._finish(Arrival(now_s))
             if sample.error_kind == "connection":
                 await asyncio.sleep(CONNECTION_RETRY_PAUSE_S)
 
-    async def _follow_schedule(self, load: OpenLoad) -> None:
+    def _may_start(self) -> bool:
+        return self._num_started < self._limits.max_requests and self.stopped_at_s is None
+
+    async def _follow(self, arrivals: Iterable[Arrival], max_in_flight: int) -> None:
         """Send each request at its time or, if the client is late, at once; never wait for an answer in between."""
         async with asyncio.TaskGroup() as requests:
-            for intended_start_s in arrival_times(load, self._limits, self._arrivals_rng).tolist():
-                await asyncio.sleep(max(0.0, intended_start_s - self._now_s()))
-                if self._num_in_flight >= load.max_in_flight:
-                    self._refuse(intended_start_s)
+            for arrival in arrivals:
+                await asyncio.sleep(max(0.0, arrival.at_s - self._now_s()))
+                if self.stopped_at_s is not None:
+                    break
+                if self._num_in_flight >= max_in_flight:
+                    self._refuse(arrival.at_s)
                 else:
                     self._start()
-                    requests.create_task(self._finish(intended_start_s))
+                    requests.create_task(self._finish(arrival))
 
     def _start(self) -> None:
         self._num_started += 1
         self._num_in_flight += 1
 
-    async def _finish(self, intended_start_s: float) -> Sample:
+    async def _finish(self, arrival: Arrival) -> Sample:
+        body = self._bodies[next(self._order)] if arrival.body is None else arrival.body
         try:
-            sample = await self._client.send(self._bodies[next(self._order)], intended_start_s, self._now_s)
+            sample = await self._client.send(body, arrival.at_s, self._now_s)
         finally:
             self._num_in_flight -= 1
         self.samples.append(sample)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.experiment import Slo
+from benchmarks.goodput import Goodput, measure_goodput
 from benchmarks.records import Sample, StageTiming
 
 
@@ -62,6 +64,8 @@ class Summary:
     num_requests: int
     num_succeeded: int
     num_failed: int
+    shed: int
+    timeouts: int
     requests_per_s: float
     offered_per_s: float
     errors: dict[str, int]
@@ -72,6 +76,7 @@ class Summary:
     start_delay: Distribution | None
     ttft: Distribution | None
     inter_token: Distribution | None
+    goodput: Goodput | None
 
 
 def measured_window(samples: Sequence[Sample], *, warmup_s: float, horizon_s: float, max_requests: int) -> Window:
@@ -94,9 +99,9 @@ def distribution(values: Iterable[float]) -> Distribution | None:
     return Distribution(array.size, float(array.mean()), p50, p90, p99, float(array.max()))
 
 
-def summarise(samples: Sequence[Sample], window: Window) -> Summary:
-    """Reduce a load's samples, warm-up and all, to the numbers of its window."""
-    measured = _started_within(samples, window)
+def summarise(samples: Sequence[Sample], window: Window, slo: Slo | None = None, *, stream: bool = False) -> Summary:
+    """Reduce a load's samples, warm-up and all, to the numbers of its window; goodput only where there is an SLO."""
+    measured = started_within(samples, window)
     succeeded = [sample for sample in measured if sample.error_kind is None]
     answered = [
         sample for sample in samples if sample.error_kind is None and window.start_s <= sample.end_s <= window.end_s
@@ -105,13 +110,16 @@ def summarise(samples: Sequence[Sample], window: Window) -> Summary:
     for sample in measured:
         if sample.error_kind is not None:
             examples.setdefault(sample.error_kind, sample.error)
+    errors = Counter(sample.error_kind for sample in measured if sample.error_kind is not None)
     return Summary(
         num_requests=len(measured),
         num_succeeded=len(succeeded),
         num_failed=len(measured) - len(succeeded),
+        shed=errors["shed"],
+        timeouts=errors["timeout"] + errors["deadline"],
         requests_per_s=_rate(len(answered), window),
         offered_per_s=_rate(len(measured), window),
-        errors=dict(Counter(sample.error_kind for sample in measured if sample.error_kind is not None)),
+        errors={str(kind): count for kind, count in errors.items()},
         error_examples=examples,
         statuses=dict(Counter(str(sample.status) for sample in measured if sample.status is not None)),
         degraded=dict(Counter(stage for sample in succeeded for stage in sample.degraded)),
@@ -119,13 +127,14 @@ def summarise(samples: Sequence[Sample], window: Window) -> Summary:
         start_delay=distribution(sample.start_s - sample.intended_start_s for sample in measured),
         ttft=distribution(sample.ttft_s for sample in succeeded if sample.ttft_s is not None),
         inter_token=distribution(gap for sample in succeeded for gap in sample.inter_token_s),
+        goodput=None if slo is None else measure_goodput(measured, answered, window.length_s, slo, stream=stream),
     )
 
 
 def stage_table(samples: Sequence[Sample], window: Window) -> list[StageSummary]:
     """Summarise each stage that successful requests of the window report, in the order of first appearance."""
     by_stage: defaultdict[str, list[StageTiming]] = defaultdict(list)
-    for sample in _started_within(samples, window):
+    for sample in started_within(samples, window):
         if sample.error_kind is None:
             for timing in sample.timings:
                 by_stage[timing.stage].append(timing)
@@ -154,7 +163,8 @@ def _summarise_stage(stage: str, timings: list[StageTiming]) -> StageSummary:
     )
 
 
-def _started_within(samples: Iterable[Sample], window: Window) -> list[Sample]:
+def started_within(samples: Iterable[Sample], window: Window) -> list[Sample]:
+    """Return the samples of the requests that were meant to start in the window, in their order."""
     return [sample for sample in samples if window.start_s <= sample.intended_start_s < window.end_s]
 
 

@@ -95,7 +95,7 @@ def test_an_experiment_leaves_one_result_with_everything_needed_to_judge_it(tmp_
     out = tmp_path / "new folder" / "result.json"
     assert run.main([experiment(tmp_path), "--url", url, "--out", str(out)]) == run.EXIT_OK
     result = json.loads(out.read_text(encoding="utf-8"))
-    assert result["schema_version"] == 1
+    assert result["schema_version"] == 2
     assert result["experiment"]["name"] == "small"
     assert result["seed"] == 3
     assert {"commit", "dirty", "started_at", "command"} <= result.keys()
@@ -113,6 +113,21 @@ def test_an_experiment_leaves_one_result_with_everything_needed_to_judge_it(tmp_
         assert load["summary"]["requests_per_s"] > 0
         assert load["stages"][0]["stage"] == "search"
         assert load["stages"][0]["queue_share"] == pytest.approx(0.5)
+        assert load["ingest"] is None
+        assert load["summary"]["goodput"] is None
+    assert [(median["load"]["kind"], median["repeats"]) for median in result["medians"]] == [("closed", 2), ("open", 2)]
+    assert "saturation" not in result
+
+
+def test_a_saturation_search_is_part_of_the_result(tmp_path: Path, url: str) -> None:
+    out = tmp_path / "result.json"
+    load = {"kind": "saturation", "start_rate_per_s": 100, "max_rate_per_s": 200, "max_probes": 2}
+    run.main([experiment(tmp_path, loads=[load], repeats=1), "--url", url, "--out", str(out)])
+    result = json.loads(out.read_text(encoding="utf-8"))
+    (found,) = result["saturation"]
+    assert found["load"]["start_rate_per_s"] == 100
+    assert len(found["probes"]) == len(result["loads"]) == 2
+    assert result["medians"] == []
 
 
 def test_the_repeats_of_an_open_load_have_arrivals_of_their_own(tmp_path: Path, url: str) -> None:
@@ -157,6 +172,12 @@ def test_a_duration_of_the_command_line_takes_the_place_of_the_experiments(tmp_p
     result = json.loads(out.read_text(encoding="utf-8"))
     assert result["experiment"]["duration_s"] == 0.2
     assert all(sample["intended_start_s"] < 0.2 for load in result["loads"] for sample in load["samples"])
+
+
+def test_repeats_of_the_command_line_take_the_place_of_the_experiments(tmp_path: Path, url: str) -> None:
+    out = tmp_path / "result.json"
+    assert run.main([experiment(tmp_path), "--url", url, "--repeats", "1", "--out", str(out)]) == run.EXIT_OK
+    assert len(json.loads(out.read_text(encoding="utf-8"))["loads"]) == 2
 
 
 def test_a_duration_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

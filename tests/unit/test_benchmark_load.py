@@ -18,8 +18,8 @@ from starlette.routing import Route
 
 from benchmarks.client import RequestClient
 from benchmarks.connections import Connections, is_loopback
-from benchmarks.experiment import ClosedLoad, Load, OpenLoad, Target
-from benchmarks.load import Limits, LoadGenerator
+from benchmarks.experiment import ClosedLoad, OpenLoad, ReplayLoad, SingleLoad, Target
+from benchmarks.load import Arrival, Limits, LoadGenerator
 from benchmarks.records import Sample
 
 TIMINGS = [
@@ -122,7 +122,9 @@ async def send(path: str, *, stream: bool = False) -> Sample:
         return await client.send(b'{"query": "q"}', time.perf_counter(), time.perf_counter)
 
 
-async def drive(server: Server, path: str, load: Load, limits: Limits, queries: Sequence[str] = ("q",)) -> list[Sample]:
+async def drive(
+    server: Server, path: str, load: SingleLoad, limits: Limits, queries: Sequence[str] = ("q",)
+) -> list[Sample]:
     target = Target(path=path, body={"query": "{query}"})
     async with listening(server) as url, Connections(url) as connections:
         client = RequestClient(connections, target, timeout_s=20.0)
@@ -190,6 +192,63 @@ async def test_an_open_loop_counts_what_its_own_bound_kept_from_being_sent() -> 
     refused = [sample for sample in samples if sample.error_kind == "client_limit"]
     assert refused
     assert {sample.status for sample in refused} == {None}
+
+
+async def replay(
+    server: Server, path: str, arrivals: Sequence[Arrival], limits: Limits, **changes: int
+) -> list[Sample]:
+    target = Target(path=path, body={"query": "{query}"})
+    load = ReplayLoad.model_validate({"kind": "replay", "trace": "given", **changes})
+    async with listening(server) as url, Connections(url) as connections:
+        client = RequestClient(connections, target, timeout_s=20.0)
+        return await LoadGenerator(client, [target.encode("next")], limits, (7, 0, 0)).run(load, arrivals)
+
+
+async def test_a_replay_sends_bodies_of_its_own_and_the_next_query_for_those_that_have_none() -> None:
+    server = Server()
+    samples = await replay(server, "/ok", [Arrival(0.0, b'{"query": "own"}'), Arrival(0.3)], Limits(1.0, 10))
+    assert server.queries == ["own", "next"]
+    assert [sample.intended_start_s for sample in samples] == [0.0, 0.3]
+
+
+async def test_a_replays_latency_counts_from_the_recorded_time_through_a_stall() -> None:
+    server = Server()
+    samples = await replay(server, "/stall", [Arrival(number / 100) for number in range(30)], Limits(1.0, 100))
+    assert len(samples) == 30
+    assert all(sample.latency_s >= server.stall_s - sample.intended_start_s for sample in samples)
+
+
+async def test_a_replay_ends_at_the_horizon_and_at_the_most_requests_allowed() -> None:
+    arrivals = [Arrival(number / 10) for number in range(100)]
+    assert len(await replay(Server(), "/ok", arrivals, Limits(0.35, 100))) == 4
+    assert len(await replay(Server(), "/ok", arrivals, Limits(9.0, 3))) == 3
+
+
+async def test_a_replay_counts_what_its_own_bound_kept_from_being_sent() -> None:
+    server = Server()
+    server.gate_opens_at, server.gate_delay_s = 2, 0.3
+    samples = await replay(server, "/gate", [Arrival(0.0)] * 5, Limits(1.0, 10), max_in_flight=2)
+    assert sorted(str(sample.error_kind) for sample in samples) == ["None", "None"] + ["client_limit"] * 3
+
+
+@pytest.mark.parametrize(
+    "load", [ClosedLoad(kind="closed", clients=4), OpenLoad(kind="open", rate_per_s=500)], ids=["closed", "open"]
+)
+async def test_a_load_that_is_stopped_starts_nothing_more_and_waits_for_what_it_started(load: SingleLoad) -> None:
+    server = Server()
+    server.gate_opens_at, server.gate_delay_s = 4, 0.2
+    target = Target(path="/gate", body={"query": "{query}"})
+    async with listening(server) as url, Connections(url) as connections:
+        client = RequestClient(connections, target, timeout_s=20.0)
+        generator = LoadGenerator(client, [target.encode("q")], Limits(60.0, 10**6), (7, 0, 0))
+        running = asyncio.create_task(generator.run(load))
+        await asyncio.wait_for(server.gate.wait(), timeout=20)
+        generator.stop()
+        started = len(generator.samples) + generator.num_in_flight
+        samples = await asyncio.wait_for(running, timeout=20)
+    assert len(samples) == started >= 4
+    assert {sample.error_kind for sample in samples} == {None}
+    assert generator.num_in_flight == 0
 
 
 async def test_a_good_answer_gives_its_stage_timings_and_degraded_stages() -> None:

@@ -88,6 +88,12 @@ def test_errors_are_counted_by_kind_and_their_latencies_left_out() -> None:
     assert summary.requests_per_s == pytest.approx(0.1)
 
 
+def test_sheds_and_timeouts_of_either_side_are_counted_apart_from_other_failures() -> None:
+    kinds = ["shed", "shed", "timeout", "deadline", "http_5xx", "connection", "client_limit"]
+    summary = summarise([sample(2.0, error_kind=kind) for kind in kinds], WINDOW)
+    assert (summary.num_failed, summary.shed, summary.timeouts) == (7, 2, 2)
+
+
 def test_latency_counts_from_the_intended_start_and_the_delay_stands_beside_it() -> None:
     late = Sample(intended_start_s=2.0, start_s=2.5, end_s=2.6, status=200)
     summary = summarise([late], WINDOW)
