@@ -67,9 +67,10 @@ class ComparisonRun:
         self._comparison = comparison
         self._only = only
         self._console = console
-        texts = comparison.query_texts()
+        queries = comparison.query_records()
         self._bodies = {
-            name: [comparison.target_of(name).encode(text) for text in texts] for name in comparison.systems
+            name: [comparison.target_of(name).encode(query["text"], query) for query in queries]
+            for name in comparison.systems
         }
 
     def run(self) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from benchmarks.experiment import ClosedLoad, ExperimentError, Section, Target, read_queries
+from benchmarks.experiment import ClosedLoad, ExperimentError, Section, Target, read_records
 
 Command = tuple[str, ...]
 
@@ -83,11 +84,11 @@ class Comparison(Section):
         """The systems in the order of one round: as they stand in the file, and backwards in every other round."""
         return list(names) if round_index % 2 == 0 else list(reversed(names))
 
-    def query_texts(self) -> tuple[str, ...]:
-        """The texts of the queries in the order of their source. Raises ExperimentError if there are none."""
+    def query_records(self) -> list[dict[str, Any]]:
+        """The queries, each with its `text`, in the order of their source. Raises ExperimentError if there are none."""
         if not isinstance(self.queries, str):
-            return self.queries
-        return tuple(read_queries(Path(self.queries)).values())
+            return [{"text": text} for text in self.queries]
+        return list(read_records(Path(self.queries)).values())
 
 
 def read_comparison(path: Path, overrides: dict[str, object] | None = None) -> Comparison:

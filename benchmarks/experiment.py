@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -34,7 +35,10 @@ class Section(BaseModel):
 
 
 class Target(Section):
-    """The request that is sent for each query: `{query}` in any string of `body` stands for the query's text."""
+    """The request that is sent for each query: `{query}` in any string of `body` stands for the query's text.
+
+    A string that is `{NAME}` and nothing else stands for that field of the query's record, whatever its type.
+    """
 
     path: str = Field(pattern="^/")
     method: Literal["GET", "POST"] = "POST"
@@ -47,11 +51,11 @@ class Target(Section):
             raise ValueError(f"no string in the body contains {PLACEHOLDER}; every request would be the same")
         return body
 
-    def encode(self, query: str) -> bytes:
-        """Return the request's body for `query` as JSON, or no bytes where the target has no body."""
+    def encode(self, query: str, record: Mapping[str, Any] | None = None) -> bytes:
+        """Return the request's body for a query as JSON, or no bytes where the target has no body."""
         if self.body is None:
             return b""
-        return json.dumps(_fill(self.body, query), ensure_ascii=False).encode()
+        return json.dumps(_fill(self.body, query, record or {}), ensure_ascii=False).encode()
 
 
 Rate = Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
@@ -254,7 +258,12 @@ def read_experiment(path: Path, overrides: dict[str, Any] | None = None) -> Expe
 
 def read_queries(path: Path) -> dict[str, str]:
     """Read texts by id from a JSONL file in BEIR's layout. Raises ExperimentError naming the line that is wrong."""
-    queries: dict[str, str] = {}
+    return {name: str(record["text"]) for name, record in read_records(path).items()}
+
+
+def read_records(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the records of such a file by id, whatever else than `_id` and `text` they hold. Raises ExperimentError."""
+    queries: dict[str, dict[str, Any]] = {}
     number = 0
     try:
         with path.open(encoding="utf-8") as lines:
@@ -262,7 +271,7 @@ def read_queries(path: Path) -> dict[str, str]:
                 number += 1
                 if line.strip():
                     record = json.loads(line)
-                    queries[str(record["_id"])] = str(record["text"])
+                    queries[str(record["_id"])] = {**record, "text": str(record["text"])}
     except OSError as error:
         raise ExperimentError(
             f"can't read the queries {path}: {error.strerror}; name another file (--queries)"
@@ -274,13 +283,14 @@ def read_queries(path: Path) -> dict[str, str]:
     return queries
 
 
-def _fill(value: Any, query: str) -> Any:
+def _fill(value: Any, query: str, record: Mapping[str, Any]) -> Any:
     if isinstance(value, str):
-        return value.replace(PLACEHOLDER, query)
+        field = value[1:-1] if value.startswith("{") and value.endswith("}") else ""
+        return record[field] if field in record else value.replace(PLACEHOLDER, query)
     if isinstance(value, dict):
-        return {key: _fill(item, query) for key, item in value.items()}
+        return {key: _fill(item, query, record) for key, item in value.items()}
     if isinstance(value, list):
-        return [_fill(item, query) for item in value]
+        return [_fill(item, query, record) for item in value]
     return value
 
 

@@ -7,7 +7,8 @@ Durations are float seconds, measured with a monotonic clock where the work happ
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from deployments.errors import StageError
 
 Value = TypeVar("Value")
 Request = TypeVar("Request")
+Message = TypeVar("Message")
 Vector = NDArray[np.float32]
 
 Stage = Literal["parse", "rewrite", "embed", "search", "rerank", "context", "generate"]
@@ -28,6 +30,22 @@ Priority = Literal["interactive", "bulk"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "bulk")
 
 
+def compact(cls: type[Message]) -> type[Message]:
+    """A dataclass whose instances are pickled as their fields' values in order.
+
+    What dataclasses bring for pickling looks the fields up anew for every instance: half of the time that it takes to
+    send a search's hundred passages to another process.
+    """
+    values = attrgetter(*(field.name for field in fields(cls)))  # type: ignore[arg-type]
+
+    def reduce(self: Message) -> tuple[type[Message], tuple[Any, ...]]:
+        return cls, values(self)
+
+    cls.__reduce__ = reduce  # type: ignore[assignment, method-assign]
+    return cls
+
+
+@compact
 @dataclass(frozen=True, slots=True)
 class StageTiming:
     """Where a stage's time went, seen from inside the stage.
@@ -41,6 +59,7 @@ class StageTiming:
     batch_size: int = 1
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class Timed(Generic[Value]):
     """A value and the time it took, made together so that they can't be told apart later."""
@@ -49,6 +68,7 @@ class Timed(Generic[Value]):
     timing: StageTiming
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Request]):
     """One item of a coalesced hop: a request and the seconds that its deadline leaves it."""
@@ -57,6 +77,7 @@ class Call(Generic[Request]):
     budget_s: float
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[Value]):
     """What became of one item of a coalesced hop: exactly one of `result` and `error` is set."""
@@ -72,6 +93,7 @@ class Outcome(Generic[Value]):
         return self.result
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class EmbedRequest:
     """Texts to embed together. `truncate=False` refuses texts longer than the model takes instead of cutting them."""
@@ -82,6 +104,7 @@ class EmbedRequest:
     truncate: bool = True
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class Embeddings:
     """`vectors` is (len(texts), dim) float32 with L2-normalised rows in the order of the texts; `num_tokens` their
@@ -100,6 +123,7 @@ class EmbeddingModel:
     max_length_tokens: int
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class SearchRequest:
     """One search of one kind: `vector` needs `vector`, (dim,) float32 and L2-normalised; `text` needs `text`, for BM25.
@@ -118,6 +142,7 @@ class SearchRequest:
     embedding_model: str = ""
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class Passage:
     """A retrieved chunk. `score` is what it was ordered by last: after a vector search the cosine, after a text search
@@ -140,6 +165,7 @@ class Passage:
     position: int = 0
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class SearchResult:
     """Passages by descending score, ties by id, and the version of the collection that they were read from.
@@ -151,6 +177,7 @@ class SearchResult:
     version: int
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One text to be scored against a query; `id` names a stored passage, or is empty for an ad-hoc text."""
@@ -160,6 +187,7 @@ class Candidate:
     title: str = ""
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class RerankRequest:
     """Candidates to score against one query. `query_vector` spares an embedding where the caller has it already."""
@@ -171,6 +199,7 @@ class RerankRequest:
     priority: Priority = "interactive"
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class Source:
     """A passage as the generator gets it, with the number under which the answer may cite it (from 1).
@@ -188,6 +217,7 @@ class Source:
         return self.parts or (self.passage,)
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
     """Sampling options; None leaves the choice to the generator's own default. What is written under `json_schema` is
@@ -201,6 +231,7 @@ class GenerationOptions:
     json_schema: Mapping[str, Any] | None = None
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """Everything either kind of generator needs: an LLM reads `messages`, the extractive answerer the rest.
@@ -218,6 +249,7 @@ class GenerateRequest:
     budget_s: float = 60.0
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens read and written by the generator, counted by its own tokenizer."""
@@ -233,6 +265,7 @@ class Delta:
     text: str
 
 
+@compact
 @dataclass(frozen=True, slots=True)
 class Generated:
     """The last event of every generation that did not fail.

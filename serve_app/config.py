@@ -24,6 +24,9 @@ class HopsConfig(Section):
     embed: HopConfig = Field(default_factory=HopConfig, description="Calls to the Embedder.")
     search: HopConfig = Field(default_factory=HopConfig, description="Calls to the Retriever.")
     rerank: HopConfig = Field(default_factory=HopConfig, description="Calls to the Reranker.")
+    generate: HopConfig = Field(
+        default_factory=HopConfig, description="Calls to a Generator that coalesces, and to the fallback beside vLLM."
+    )
 
 
 class AppConfig(Section):

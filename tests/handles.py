@@ -38,14 +38,18 @@ class LocalStream:
 
 
 class _Method:
-    def __init__(self, method: Any, stream: bool) -> None:
-        self._method = method
+    """A method by its name: what it is, the deployment knows when it is called."""
+
+    def __init__(self, deployment: Any, name: str, stream: bool) -> None:
+        self._deployment = deployment
+        self._name = name
         self._stream = stream
 
     def remote(self, *args: Any, **kwargs: Any) -> LocalResponse | LocalStream:
+        method = getattr(self._deployment, self._name)
         if self._stream:
-            return LocalStream(self._method(*args, **kwargs))
-        return LocalResponse(asyncio.ensure_future(self._method(*args, **kwargs)))
+            return LocalStream(method(*args, **kwargs))
+        return LocalResponse(asyncio.ensure_future(method(*args, **kwargs)))
 
 
 class LocalHandle:
@@ -59,4 +63,4 @@ class LocalHandle:
         return LocalHandle(self._deployment, options.get("stream", False))
 
     def __getattr__(self, name: str) -> _Method:
-        return _Method(getattr(self._deployment, name), self._stream)
+        return _Method(self._deployment, name, self._stream)

@@ -25,11 +25,12 @@ from deployments.contracts import (
     Timed,
     Vector,
 )
-from deployments.embedder import Text
+from deployments.embedder import Text, load_embedding_engine
 from deployments.errors import EngineFailed, StageError
 from deployments.evidence import SentenceEvidence
 from deployments.generator import GeneratorSettings
 from deployments.models import model_location
+from deployments.reranker import load_scoring_engine
 from deployments.retriever import RetrieverSettings
 from deployments.section import load_engine
 from deployments.token_counting import TokenCounter
@@ -58,7 +59,7 @@ class Encoding:
     """The embedding engine."""
 
     def __init__(self, config: BaselineConfig) -> None:
-        self._engine = load_engine(config.embedder.engine, config.embedder)
+        self._engine = load_embedding_engine(config.embedder)
 
     async def embed(self, requests: Sequence[tuple[str, ...]]) -> list[Vector]:
         """For each request the vectors of its texts, (len(texts), dim) float32; all texts in one go, off the loop."""
@@ -101,7 +102,7 @@ class Scoring:
     def __init__(self, config: BaselineConfig) -> None:
         self._scorer: Any = None
         if config.reranker.method == "cross_encoder":
-            self._scorer = load_engine(config.reranker.engine, config.reranker)
+            self._scorer = load_scoring_engine(config.reranker)
         else:
             self._evidence = SentenceEvidence(config.store, NoEmbedder(), config.reranker.evidence)
 

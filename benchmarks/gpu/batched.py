@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from benchmarks.gpu.shapes import EncoderShape
 from deployments.batch_cutting import BatchingConfig
 from deployments.batching import MicroBatcher, raise_or_return
-from deployments.embedder import EmbedderConfig, EmbeddingEngine, Text
+from deployments.embedder import EmbedderConfig, Text, load_embedding_engine
 from deployments.models import Dtype
-from deployments.reranker import RerankerConfig, ScoringEngine
-from deployments.section import load_engine
+from deployments.reranker import RerankerConfig, load_scoring_engine
 
 BUDGET_S = 3600.0
 
@@ -68,11 +67,11 @@ class Batched:
         }
         if self._is_reranker:
             config = RerankerConfig(method="cross_encoder", **fields)
-            scorer: ScoringEngine = load_engine(config.engine, config)
+            scorer = load_scoring_engine(config)
             self._batcher: MicroBatcher[Any, Any, Any] = MicroBatcher(scorer, self.batching, "reranker", "rerank")
         else:
             embedder_config = EmbedderConfig(**fields)
-            encoder: EmbeddingEngine = load_engine(embedder_config.engine, embedder_config)
+            encoder = load_embedding_engine(embedder_config)
             self._batcher = MicroBatcher(encoder, self.batching, "embedder", "embed")
 
     def run(self, items: Sequence[Any]) -> NDArray[np.float32]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 PEERS = Path(".peers")
 NUM_QUERIES = 20
 K = 10
-# What rounding in bfloat16 leaves: measured 0.9997 and more, 0.995, and one swapped passage in a few queries.
+# What rounding in bfloat16 leaves: seen were a cosine of 0.9999, correlations of 0.992 to 0.996 and an overlap of 0.99.
 MIN_COSINE = 0.999
 MIN_RANK_CORRELATION = 0.98
 MIN_OVERLAP = 0.98

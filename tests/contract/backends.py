@@ -23,7 +23,14 @@ from deployments.generator import Generator, GeneratorConfig
 from deployments.hop import HopConfig
 from deployments.indexer import Indexer, IndexerConfig
 from deployments.ingestion.chunking import ChunkingConfig
-from deployments.remote import RemoteEmbedder, RemoteGenerator, RemoteIndexer, RemoteReranker, RemoteRetriever
+from deployments.remote import (
+    RemoteAnswerer,
+    RemoteEmbedder,
+    RemoteGenerator,
+    RemoteIndexer,
+    RemoteReranker,
+    RemoteRetriever,
+)
 from deployments.reranker import Reranker, RerankerConfig
 from deployments.retriever import Retriever, RetrieverConfig
 from deployments.store import StoreConfig
@@ -41,6 +48,7 @@ class Backend:
     retriever: Searches
     reranker: Reranks
     generator: Generates
+    answerer: Generates
     indexer: Indexes
 
     async def embed(self, *texts: str) -> Vector:
@@ -65,18 +73,21 @@ class Backend:
 
 def fake_backend() -> Backend:
     store, embedder = FakeStore(), FakeEmbedder()
-    return Backend(embedder, FakeRetriever(store), FakeReranker(), FakeGenerator(), FakeIndexer(store, embedder))
+    generator = FakeGenerator()
+    return Backend(embedder, FakeRetriever(store), FakeReranker(), generator, generator, FakeIndexer(store, embedder))
 
 
 def real_backend(embedder: Embedder, config: EmbedderConfig, folder: Path) -> Backend:
     """The stages of the local profile around an embedder that runs already; their data lies in `folder`."""
     store, hop, handle = StoreConfig(uri=str(folder)), HopConfig(), LocalHandle(embedder)
+    generator = LocalHandle(Generator(GeneratorConfig(), store, handle))
     # Small chunks, so that documents of a few sentences have several.
     indexing = IndexerConfig(chunking=ChunkingConfig(chunk_tokens=48))
     return Backend(
         embedder=RemoteEmbedder(handle),
         retriever=RemoteRetriever(LocalHandle(Retriever(RetrieverConfig(), store)), hop),
         reranker=RemoteReranker(LocalHandle(Reranker(RerankerConfig(), store, handle)), hop),
-        generator=RemoteGenerator(LocalHandle(Generator(GeneratorConfig(), store, handle))),
+        generator=RemoteGenerator(generator),
+        answerer=RemoteAnswerer(generator, hop),
         indexer=RemoteIndexer(LocalHandle(Indexer(indexing, store, config.model, handle))),
     )

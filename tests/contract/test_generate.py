@@ -25,8 +25,9 @@ from deployments.contracts import (
 from deployments.embedder import Embedder
 from deployments.errors import DeadlineExceeded, StageError
 from deployments.generator import ExtractiveConfig, Generator, GeneratorConfig
+from deployments.hop import HopConfig
 from deployments.prompts import PromptsConfig, prompt_messages
-from deployments.remote import RemoteGenerator
+from deployments.remote import RemoteAnswerer, RemoteGenerator
 from deployments.store import StoreConfig
 from tests.contract.backends import BUDGET_S, Backend
 from tests.contract.endless import EndlessAnswerer
@@ -38,12 +39,12 @@ TIDES = "Many things happen at the coast. The tides of the sea are made by the m
 BEES = "Bees make honey from nectar. A hive has one queen who lays every egg."
 
 
-@pytest.fixture(params=["fake", "extractive"])
+@pytest.fixture(params=["fake", "extractive", "coalesced"])
 def generator(request: pytest.FixtureRequest) -> Generates:
     if request.param == "fake":
         return FakeGenerator()
     backend: Backend = request.getfixturevalue("meaningful")
-    return backend.generator
+    return backend.answerer if request.param == "coalesced" else backend.generator
 
 
 def asking(
@@ -246,3 +247,12 @@ async def test_an_engine_that_talks_on_is_stopped_when_the_budget_is_spent(endle
     with pytest.raises(DeadlineExceeded):
         await answered(endless, asking(TIDES, budget_s=0.05))
     await asyncio.wait_for(EndlessAnswerer.stopped.wait(), 10)
+
+
+async def test_coalesced_answers_keep_their_own_budget_and_their_own_error(minilm: Embedder, tmp_path: Path) -> None:
+    config = GeneratorConfig(engine="tests.contract.endless:EndlessAnswerer")
+    stage = LocalHandle(Generator(config, StoreConfig(uri=str(tmp_path)), LocalHandle(minilm)))
+    answerer = RemoteAnswerer(stage, HopConfig())
+    endless = [answered(answerer, asking(TIDES, budget_s=budget_s)) for budget_s in (0.05, 0.1)]
+    outcomes = await asyncio.gather(*endless, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [DeadlineExceeded, DeadlineExceeded]

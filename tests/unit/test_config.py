@@ -9,10 +9,8 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from deployments.embedder import SentenceEncoder
 from deployments.errors import ConfigError
 from deployments.generator import ExtractiveAnswerer
-from deployments.reranker import CrossEncoderScorer
 from deployments.retriever import LanceSearch
 from deployments.section import Section, load_engine
 from serve_app.config import AppConfig
@@ -132,9 +130,7 @@ class TestEngines:
     @pytest.mark.parametrize(
         ("path", "engine"),
         [
-            (AppConfig().embedder.engine, SentenceEncoder),
             (AppConfig().retriever.engine, LanceSearch),
-            (AppConfig().reranker.engine, CrossEncoderScorer),
             (AppConfig().generator.engine, ExtractiveAnswerer),
         ],
     )

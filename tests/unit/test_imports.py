@@ -15,7 +15,7 @@ from serve_app.app import build_app
 from serve_app.config import AppConfig
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "vllm", "sentence_transformers", "transformers", "lancedb", "pyarrow")
+HEAVY = ("torch", "vllm", "sentence_transformers", "transformers", "lancedb", "pyarrow", "openvino")
 
 # Is imported by nothing but the replica that runs vLLM, and is vLLM's subclass: it can't be lighter.
 INSIDE_VLLM = {"deployments.vllm_server"}
