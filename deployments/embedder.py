@@ -17,10 +17,10 @@ from deployments.batching import BatchEngine, MicroBatcher, raise_or_return
 from deployments.contracts import Call, EmbeddingModel, Embeddings, EmbedRequest, Outcome, StageTiming, Timed, Vector
 from deployments.engine_choice import AUTO, load_model_engine
 from deployments.errors import InputTooLong, StageError
-from deployments.exporter import export
+from deployments.exporter import ENABLED, TelemetryConfig, export
 from deployments.hop import serve_each
 from deployments.models import Dtype, model_location, model_name
-from deployments.padding import pad, padded_length
+from deployments.padding import LENGTH_MULTIPLE, Padding
 from deployments.section import Section
 from deployments.tokenizing import BatchTokenizer
 from deployments.torch_runtime import forward_pass, set_up
@@ -90,11 +90,14 @@ class EncoderInputs:
     `names` are the arrays that the model takes. Two threads may use it, one for each method.
     """
 
-    def __init__(self, encoder: SentenceTransformer, config: EmbedderConfig) -> None:
+    def __init__(
+        self, encoder: SentenceTransformer, config: EmbedderConfig, length_multiple: int = LENGTH_MULTIPLE
+    ) -> None:
         self._tokenizer = BatchTokenizer(encoder.tokenizer)
         limit = config.max_length_tokens or encoder.max_seq_length or encoder.tokenizer.model_max_length
         self.model = EmbeddingModel(model_name(config.model), encoder.get_embedding_dimension(), int(limit))
         self.names = self._tokenizer.input_names
+        self._padding = Padding(self.model.max_length_tokens, length_multiple)
         own = encoder.prompts
         self._prompts = {
             "query": _first_given(config.query_prompt, own.get("query")),
@@ -116,14 +119,13 @@ class EncoderInputs:
                 continue
             # Cutting keeps the closing special token, as the tokenizer's own truncation does.
             kept = ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
-            prepared.append((kept, padded_length(len(kept), limit)))
+            prepared.append((kept, self._padding.length(len(kept))))
         return prepared
 
     def pad(self, batch: Sequence[list[int]]) -> dict[str, NDArray[np.int64]]:
         """(len(batch), padded length) of each name; one text is all of one segment."""
-        limit = self.model.max_length_tokens
-        input_ids = pad(batch, self._tokenizer.pad_token_id, limit)
-        arrays = {"input_ids": input_ids, "attention_mask": pad([[1] * len(ids) for ids in batch], 0, limit)}
+        input_ids = self._padding.pad(batch, self._tokenizer.pad_token_id)
+        arrays = {"input_ids": input_ids, "attention_mask": self._padding.pad([[1] * len(ids) for ids in batch], 0)}
         return {name: arrays[name] if name in arrays else np.zeros_like(input_ids) for name in self.names}
 
 
@@ -186,11 +188,11 @@ def load_embedding_engine(config: EmbedderConfig) -> EmbeddingEngine:
 class Embedder:
     """The deployment: joins every caller's texts in one batcher."""
 
-    def __init__(self, config: EmbedderConfig) -> None:
+    def __init__(self, config: EmbedderConfig, telemetry: TelemetryConfig = ENABLED) -> None:
         self._engine = load_embedding_engine(config)
         self._batcher = MicroBatcher(self._engine, config.batching, "embedder", "embed")
         self._items = ItemCount()
-        export("embed", self._batcher.read)
+        export(telemetry, "embed", self._batcher.read)
 
     async def embed(self, calls: Sequence[Call[EmbedRequest]]) -> list[Outcome[Embeddings]]:
         """One outcome per call, in order; a call fails with the error of the first of its texts that failed."""

@@ -10,7 +10,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from pydantic import Field
+
 from deployments import telemetry
+from deployments.contracts import Stage, StageTiming, Usage
+from deployments.section import Section
+from deployments.tally import LaneTally
 from deployments.telemetry import Metric, Reading
 
 logger = logging.getLogger(__name__)
@@ -20,12 +25,27 @@ EXPORT_INTERVAL_S = 1.0
 Source = Callable[[], Iterable[Reading]]
 
 
-def export(stage: str, *sources: Source) -> Lifetime:
+class TelemetryConfig(Section):
+    """Whether the server counts what it does. The timings in answers are there either way."""
+
+    enabled: bool = Field(
+        True,
+        description="Export metrics through Ray. false: no replica does, the ingress counts neither requests nor calls "
+        "of stages, and GET /v1/stages answers 404.",
+    )
+
+
+ENABLED = TelemetryConfig()
+
+
+def export(config: TelemetryConfig, stage: str, *sources: Source) -> Lifetime:
     """Export what the sources read, and how long and how busily this process lives, for as long as it does.
 
-    Exports nothing outside a Serve replica, where nobody would gather it.
+    Exports nothing where telemetry is off, nor outside a Serve replica, where nobody would gather it.
     """
     lifetime = Lifetime(stage)
+    if not config.enabled:
+        return lifetime
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
@@ -108,3 +128,16 @@ class Lifetime:
         """What telemetry exports of it."""
         yield telemetry.REPLICA_SECONDS, self._labels, self.seconds()
         yield telemetry.REPLICA_CPU, self._labels, time.process_time() - self._cpu_before_s
+
+
+class SilentTally(LaneTally):
+    """Stands where a tally is asked for and nobody would read it: counts nothing."""
+
+    def stage(self, stage: Stage, branch: str, total_s: float, queue_s: float, timing: StageTiming) -> None:
+        """Forget the call."""
+
+    def degraded(self, stages: tuple[Stage, ...]) -> None:
+        """Forget the request."""
+
+    def written(self, generator: str, times_s: list[float], usage: Usage) -> None:
+        """Forget the answer."""

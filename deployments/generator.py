@@ -33,7 +33,7 @@ from deployments.contracts import (
 )
 from deployments.errors import DeadlineExceeded
 from deployments.evidence import EvidenceConfig, Scored, SentenceEvidence
-from deployments.exporter import export
+from deployments.exporter import ENABLED, TelemetryConfig, export
 from deployments.hop import serve_each
 from deployments.lexical import count_words
 from deployments.section import Section, load_engine
@@ -202,13 +202,15 @@ def _within_words(pieces: Sequence[str], max_words: int | None) -> tuple[list[st
 class Generator:
     """The deployment around an answering engine; a language model has a deployment of its own (vllm_generator)."""
 
-    def __init__(self, config: GeneratorConfig, store: StoreConfig, embedder: Any) -> None:
+    def __init__(
+        self, config: GeneratorConfig, store: StoreConfig, embedder: Any, telemetry: TelemetryConfig = ENABLED
+    ) -> None:
         from deployments.remote import RemoteEmbedder
 
         settings = GeneratorSettings(generator=config, store=store)
         self._engine: Generates = load_engine(config.engine, settings, RemoteEmbedder(embedder))
         self._busy = BusyClock("generate")
-        export("generate", self._busy.read)
+        export(telemetry, "generate", self._busy.read)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]:
         """The engine's events, none of them after the request's budget."""

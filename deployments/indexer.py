@@ -22,7 +22,7 @@ from deployments.contracts import (
     Vector,
 )
 from deployments.errors import EngineFailed
-from deployments.exporter import export
+from deployments.exporter import ENABLED, TelemetryConfig, export
 from deployments.indexes import IndexesConfig
 from deployments.ingestion.chunking import ChunkingConfig
 from deployments.ingestion.preparation import Prepared, Preparer
@@ -63,7 +63,14 @@ class Embedded:
 class Indexer:
     """The deployment; it must have exactly one replica, because one table has exactly one writer."""
 
-    def __init__(self, config: IndexerConfig, store: StoreConfig, model: str, embedder: Any) -> None:
+    def __init__(
+        self,
+        config: IndexerConfig,
+        store: StoreConfig,
+        model: str,
+        embedder: Any,
+        telemetry: TelemetryConfig = ENABLED,
+    ) -> None:
         from deployments.remote import RemoteEmbedder
 
         self._config = config
@@ -74,7 +81,7 @@ class Indexer:
         self._embed_slots = asyncio.Semaphore(config.embed_calls_in_flight)
         self._model: EmbeddingModel | None = None
         self._busy = BusyClock(INDEX)
-        export(INDEX, self._busy.read)
+        export(telemetry, INDEX, self._busy.read)
 
     async def describe(self) -> EmbeddingModel:
         """The model whose vectors are written; answers when the stage and its embedder are ready."""

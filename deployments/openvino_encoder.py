@@ -9,7 +9,7 @@ from functools import partial
 
 from deployments.embedder import EmbeddedText, EmbedderConfig, EncoderInputs, Text, load_encoder, unit_vectors
 from deployments.errors import StageError
-from deployments.openvino_runtime import CompiledModule, require_cpu
+from deployments.openvino_runtime import LENGTH_MULTIPLE, CompiledModule, require_cpu
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,6 @@ def _compile(config: EmbedderConfig) -> tuple[EncoderInputs, CompiledModule]:
 
     require_cpu(config.device)
     encoder = load_encoder(config.model, "cpu", torch.float32)
-    inputs = EncoderInputs(encoder, config)
+    inputs = EncoderInputs(encoder, config, LENGTH_MULTIPLE)
     forward = partial(unit_vectors, encoder)
     return inputs, CompiledModule(encoder, forward, inputs.names, config.dtype, config.num_threads)

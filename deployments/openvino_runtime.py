@@ -23,6 +23,10 @@ MAX_RELATIVE_ERROR = 0.25
 # Scores next to zero may differ by more than their size.
 MAX_ABSOLUTE_ERROR = 0.01
 
+# Rows are not padded beyond the longest: unlike torch, OpenVINO keeps little for a shape, and each token that is padded
+# is computed. Batches of questions took 8 to 15 % less CPU time than with lengths rounded up to 8.
+LENGTH_MULTIPLE = 1
+
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from deployments.errors import StageError
-from deployments.openvino_runtime import CompiledModule, require_cpu
+from deployments.openvino_runtime import LENGTH_MULTIPLE, CompiledModule, require_cpu
 from deployments.reranker import Pair, PairInputs, RerankerConfig, activated_scores, load_scorer
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,6 @@ def _compile(config: RerankerConfig) -> tuple[PairInputs, CompiledModule]:
 
     require_cpu(config.device)
     scorer = load_scorer(config.model, "cpu", torch.float32)
-    inputs = PairInputs(scorer, config)
+    inputs = PairInputs(scorer, config, LENGTH_MULTIPLE)
     forward = partial(activated_scores, scorer)
     return inputs, CompiledModule(scorer, forward, inputs.names, config.dtype, config.num_threads)

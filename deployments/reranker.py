@@ -18,10 +18,10 @@ from deployments.contracts import Call, Outcome, RerankRequest, StageTiming, Tim
 from deployments.engine_choice import AUTO, load_model_engine
 from deployments.errors import StageError
 from deployments.evidence import EvidenceConfig, SentenceEvidence
-from deployments.exporter import export
+from deployments.exporter import ENABLED, TelemetryConfig, export
 from deployments.hop import serve_each
 from deployments.models import Dtype, model_location, model_name
-from deployments.padding import pad, padded_length
+from deployments.padding import LENGTH_MULTIPLE, Padding
 from deployments.section import Section
 from deployments.store import StoreConfig
 from deployments.tally import BusyClock
@@ -74,19 +74,20 @@ class PairInputs:
     `names` are the arrays that the model takes. Two threads may use it, one for each method.
     """
 
-    def __init__(self, scorer: CrossEncoder, config: RerankerConfig) -> None:
-        self._limit = int(config.max_length_tokens or scorer.max_seq_length or scorer.tokenizer.model_max_length)
-        self._tokenizer = BatchTokenizer(scorer.tokenizer, self._limit)
+    def __init__(self, scorer: CrossEncoder, config: RerankerConfig, length_multiple: int = LENGTH_MULTIPLE) -> None:
+        limit = int(config.max_length_tokens or scorer.max_seq_length or scorer.tokenizer.model_max_length)
+        self._padding = Padding(limit, length_multiple)
+        self._tokenizer = BatchTokenizer(scorer.tokenizer, limit)
         self.names = self._tokenizer.input_names
 
     def prepare(self, items: Sequence[Pair]) -> list[tuple[dict[str, list[int]], int] | StageError]:
         """Token ids of each pair; a long passage is cut, the query never is while the passage can give way."""
-        return [(row, padded_length(len(row["input_ids"]), self._limit)) for row in self._tokenizer.pairs(items)]
+        return [(row, self._padding.length(len(row["input_ids"]))) for row in self._tokenizer.pairs(items)]
 
     def pad(self, batch: Sequence[dict[str, list[int]]]) -> dict[str, NDArray[np.int64]]:
         """(len(batch), padded length) of each name."""
         fill = {"input_ids": self._tokenizer.pad_token_id}
-        return {name: pad([row[name] for row in batch], fill.get(name, 0), self._limit) for name in self.names}
+        return {name: self._padding.pad([row[name] for row in batch], fill.get(name, 0)) for name in self.names}
 
 
 class CrossEncoderScorer:
@@ -143,7 +144,9 @@ def load_scoring_engine(config: RerankerConfig) -> ScoringEngine:
 class Reranker:
     """The deployment: scores candidates by the configured method."""
 
-    def __init__(self, config: RerankerConfig, store: StoreConfig, embedder: Any) -> None:
+    def __init__(
+        self, config: RerankerConfig, store: StoreConfig, embedder: Any, telemetry: TelemetryConfig = ENABLED
+    ) -> None:
         from deployments.remote import RemoteEmbedder
 
         self._batcher: MicroBatcher[Pair, Any, float] | None = None
@@ -153,10 +156,10 @@ class Reranker:
         if config.method == "cross_encoder":
             engine = load_scoring_engine(config)
             self._batcher = MicroBatcher(engine, config.batching, "reranker", "rerank")
-            export("rerank", self._batcher.read)
+            export(telemetry, "rerank", self._batcher.read)
         else:
             self._evidence = SentenceEvidence(store, RemoteEmbedder(embedder), config.evidence)
-            export("rerank", self._busy.read)
+            export(telemetry, "rerank", self._busy.read)
 
     async def rerank(self, calls: Sequence[Call[RerankRequest]]) -> list[Outcome[Vector]]:
         """One outcome per call, in order: (len(candidates),) float32, higher is better."""

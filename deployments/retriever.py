@@ -17,7 +17,7 @@ from pydantic import Field
 from deployments.autoscaling import ItemCount
 from deployments.contracts import Call, Outcome, Passage, SearchRequest, SearchResult, StageTiming, Timed
 from deployments.errors import DeadlineExceeded, EngineFailed, IndexMismatch, InvalidInput, StageError
-from deployments.exporter import export
+from deployments.exporter import ENABLED, TelemetryConfig, export
 from deployments.filters import no_such_field, unknown_field, where_clause
 from deployments.section import Section, load_engine
 from deployments.store import (
@@ -242,11 +242,11 @@ def _passage(row: dict[str, Any], score: float) -> Passage:
 class Retriever:
     """The deployment. Reads are snapshots, so replicas need not know of each other or of the writer."""
 
-    def __init__(self, config: RetrieverConfig, store: StoreConfig) -> None:
+    def __init__(self, config: RetrieverConfig, store: StoreConfig, telemetry: TelemetryConfig = ENABLED) -> None:
         self._engine = load_engine(config.engine, RetrieverSettings(retriever=config, store=store))
         self._items = ItemCount()
         self._busy = BusyClock("search")
-        export("search", self._busy.read)
+        export(telemetry, "search", self._busy.read)
 
     async def search(self, calls: Sequence[Call[SearchRequest]]) -> list[Outcome[SearchResult]]:
         """One outcome per call, in order."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from deployments.errors import ConfigError
+from deployments.exporter import ENABLED, TelemetryConfig
 from deployments.section import Section
 from deployments.token_counting import TokenCounter
 
@@ -74,7 +75,9 @@ class VllmConfig(Section):
         return self
 
 
-def build_vllm_generator(config: VllmConfig, name: str = "Generator") -> Application:
+def build_vllm_generator(
+    config: VllmConfig, name: str = "Generator", telemetry: TelemetryConfig = ENABLED
+) -> Application:
     """Bind the deployment. Call its `generate` with `handle.options(stream=True)`.
 
     Needs a running Ray (ray.serve.llm reads the job's runtime environment) and takes the seconds of vLLM's import.
@@ -90,6 +93,7 @@ def build_vllm_generator(config: VllmConfig, name: str = "Generator") -> Applica
         return build_llm_deployment(
             LLMConfig(**to_llm_fields(config)),
             deployment_cls=VllmGenerator,
+            bind_kwargs={"telemetry": telemetry},
             override_serve_options={"name": name},
         )
     except ValueError as error:

@@ -25,7 +25,7 @@ from deployments.contracts import (
     Usage,
 )
 from deployments.errors import ConfigError, DeadlineExceeded, EngineDead, EngineFailed, InvalidInput, StageError
-from deployments.exporter import export
+from deployments.exporter import ENABLED, TelemetryConfig, export
 from deployments.tally import BusyClock
 from deployments.vllm_protocol import (
     Chunk,
@@ -56,6 +56,13 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
     A replica that has started has answered once: model, chat template and sampling are known to work.
     """
 
+    async def __init__(  # type: ignore[misc]
+        self, llm_config: Any, *, telemetry: TelemetryConfig = ENABLED, **options: Any
+    ) -> None:
+        # The constructor above this one ends with a call of `start`.
+        self._telemetry = telemetry
+        await super().__init__(llm_config, **options)
+
     async def start(self) -> None:
         self._busy = BusyClock("generate")
         self._refuse_missing_folder()
@@ -71,7 +78,7 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
                 f"{self._model_id} can't answer a chat message; if it has no chat template, name one in "
                 f"engine_kwargs.chat_template (a path or the template itself). The engine said: {error}"
             ) from error
-        export("generate", self._busy.read)
+        export(self._telemetry, "generate", self._busy.read)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Raises InputTooLong, InvalidInput, Overloaded, DeadlineExceeded, EngineFailed or EngineDead."""

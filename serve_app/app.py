@@ -19,14 +19,16 @@ from deployments.context import ContextBuilder
 from deployments.contracts import EmbeddingModel, Generates
 from deployments.embedder import Embedder
 from deployments.embedding_cache import CachedEmbedder
-from deployments.errors import StageError, StageUnavailable
-from deployments.exporter import export
+from deployments.errors import NotFound, StageError, StageUnavailable
+from deployments.exporter import SilentTally, export
 from deployments.generator import FALLBACK, Generator, generator_name, has_fallback
+from deployments.in_process import InProcessHandle
 from deployments.indexer import Indexer
 from deployments.llm_rewriting import LlmRewriter
 from deployments.models import model_location
 from deployments.prompts import Messages, rewrite_messages
 from deployments.remote import (
+    Handle,
     RemoteAnswerer,
     RemoteEmbedder,
     RemoteGenerator,
@@ -45,8 +47,10 @@ from serve_app.api.app import create_api
 from serve_app.api.observation import Observer
 from serve_app.api.services import Services
 from serve_app.config import AppConfig
+from serve_app.lane_config import InProcessStage
 from serve_app.pipeline import Lane
 from serve_app.retrieval import Stages
+from serve_app.stage_figures import StagesReport
 from serve_app.stage_reporter import StageReporter
 from serve_app.tracing import build_request_spans
 
@@ -71,11 +75,19 @@ class Ingress:
     def __init__(self, config: AppConfig, handles: Mapping[str, DeploymentHandle]) -> None:
         self._config = config
         self._handles = dict(handles)
+        self._inside: dict[str, InProcessHandle] = {}
         self._spans = build_request_spans(config.tracing, _whereabouts())
+
+    def check_health(self) -> None:
+        """Raise when a stage in this process is dead, so that Serve replaces this replica."""
+        for stage in self._inside.values():
+            stage.check_health()
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Build the HTTP app inside the replica's running loop, as handles need one."""
-        config, handles = self._config, self._handles
+        config = self._config
+        self._inside = _stages_inside(config, self._handles["Embedder"])
+        handles = {**self._handles, **self._inside}
         embedder = RemoteEmbedder(handles["Embedder"], config.hops.embed)
         embedding_model = await _model_of(embedder)
         reranker = RemoteReranker(handles["Reranker"], config.hops.rerank)
@@ -95,11 +107,14 @@ class Ingress:
         lane = Lane(config.lane, _context_builder(config), stages, prompt_limit(config))
         indexer = RemoteIndexer(handles["Indexer"])
         coverage = _Coverage(indexer)
-        # The loop keeps no task alive that nobody holds.
-        self._asking = asyncio.create_task(coverage.keep_asking())
-        tally, requests = LaneTally(), RequestTally()
+        counts = config.telemetry.enabled
+        if counts:
+            # The loop keeps no task alive that nobody holds.
+            self._asking = asyncio.create_task(coverage.keep_asking())
+        tally, requests = LaneTally() if counts else SilentTally(), RequestTally()
         answerers = [one.read for one in (generator, stages.fallback) if isinstance(one, RemoteAnswerer)]
         lifetime = export(
+            config.telemetry,
             INGRESS,
             tally.read,
             requests.read,
@@ -119,7 +134,7 @@ class Ingress:
             embedder=embedder,
             reranker=reranker,
             readiness=lambda: readiness(handles, config.http.readiness_timeout_s),
-            report_stages=reporter.report,
+            report_stages=reporter.report if counts else _no_report,
             embedding_model=embedding_model.name,
             reranker_model=reranker_name(config.reranker),
             generator_model=generator_name(config.generator),
@@ -128,7 +143,7 @@ class Ingress:
             tally=tally,
         )
         # Serve returns the request id by itself.
-        observers = [_counting(requests)]
+        observers = [_counting(requests)] if counts else []
         if self._spans is not None:
             observers.append(self._spans)
         return create_api(services, observers=observers, echo_request_id=False)
@@ -149,10 +164,25 @@ def _whereabouts() -> dict[str, str]:
     }
 
 
-def _generator_by(handle: DeploymentHandle, config: AppConfig, is_engine: bool) -> RemoteAnswerer | RemoteGenerator:
+def _stages_inside(config: AppConfig, embedder: DeploymentHandle) -> dict[str, InProcessHandle]:
+    """The stages that this process runs itself, under the names of the deployments that they stand for."""
+    make: dict[InProcessStage, tuple[str, Callable[[], Any]]] = {
+        "search": ("Retriever", lambda: Retriever(config.retriever, config.store, config.telemetry)),
+        "rerank": ("Reranker", lambda: Reranker(config.reranker, config.store, embedder, config.telemetry)),
+        "generate": ("Generator", lambda: Generator(config.generator, config.store, embedder, config.telemetry)),
+    }
+    chosen = [make[stage] for stage in config.lane.in_process]
+    return {name: InProcessHandle(build()) for name, build in chosen}
+
+
+def _generator_by(handle: Handle, config: AppConfig, is_engine: bool) -> RemoteAnswerer | RemoteGenerator:
     if is_engine and config.generator.coalesce:
         return RemoteAnswerer(handle, config.hops.generate)
     return RemoteGenerator(handle)
+
+
+async def _no_report(window_s: float) -> StagesReport:
+    raise NotFound("this server counts nothing (telemetry.enabled is false), so there is no latency report")
 
 
 def _counting(requests: RequestTally) -> Observer:
@@ -237,23 +267,28 @@ def prompt_limit(config: AppConfig) -> Callable[[int | None], int | None]:
 
 def build_app(args: AppConfig) -> Application:
     """Build the application from its config: `import_path: serve_app:build_app` in a Serve config file."""
-    embedder = _deploy(Embedder, 64, num_cpus=0.5).bind(args.embedder)
+    embedder = _deploy(Embedder, 64, num_cpus=0.5).bind(args.embedder, args.telemetry)
     nodes = {
         "Embedder": embedder,
-        "Retriever": _deploy(Retriever, 64).bind(args.retriever, args.store),
-        "Indexer": _deploy(Indexer, 16).bind(args.indexer, args.store, args.embedder.model, embedder),
-        "Reranker": _deploy(Reranker, 64).bind(args.reranker, args.store, embedder),
-        "Generator": _generator(args, embedder),
+        "Indexer": _deploy(Indexer, 16).bind(args.indexer, args.store, args.embedder.model, embedder, args.telemetry),
     }
+    if "search" not in args.lane.in_process:
+        nodes["Retriever"] = _deploy(Retriever, 64).bind(args.retriever, args.store, args.telemetry)
+    if "rerank" not in args.lane.in_process:
+        nodes["Reranker"] = _deploy(Reranker, 64).bind(args.reranker, args.store, embedder, args.telemetry)
+    if "generate" not in args.lane.in_process:
+        nodes["Generator"] = _generator(args, embedder)
     if has_fallback(args.generator):
-        nodes[FALLBACK] = _deploy(Generator, 256, name=FALLBACK).bind(args.generator, args.store, embedder)
+        nodes[FALLBACK] = _deploy(Generator, 256, name=FALLBACK).bind(
+            args.generator, args.store, embedder, args.telemetry
+        )
     return _deploy(serve.ingress()(Ingress), 1024).bind(args, nodes)
 
 
 def _generator(args: AppConfig, embedder: Application) -> Application:
     if args.generator.vllm is not None:
-        return build_vllm_generator(args.generator.vllm, name="Generator")
-    return _deploy(Generator, 256).bind(args.generator, args.store, embedder)
+        return build_vllm_generator(args.generator.vllm, name="Generator", telemetry=args.telemetry)
+    return _deploy(Generator, 256).bind(args.generator, args.store, embedder, args.telemetry)
 
 
 def _deploy(stage: type, max_ongoing_requests: int, num_cpus: float = 0.2, name: str = "") -> serve.Deployment:

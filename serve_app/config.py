@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from deployments.context import ContextConfig
 from deployments.embedder import EmbedderConfig
+from deployments.exporter import TelemetryConfig
 from deployments.generator import GeneratorConfig, is_extractive
 from deployments.hop import HopConfig
 from deployments.indexer import IndexerConfig
@@ -42,6 +43,7 @@ class AppConfig(Section):
     reranker: RerankerConfig = Field(default_factory=RerankerConfig, description="The rerank stage.")
     context: ContextConfig = Field(default_factory=ContextConfig, description="The context stage.")
     generator: GeneratorConfig = Field(default_factory=GeneratorConfig, description="The generate stage.")
+    telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig, description="What the server counts.")
     tracing: TracingConfig = Field(default_factory=TracingConfig, description="OpenTelemetry spans of requests.")
 
     @model_validator(mode="after")
@@ -56,7 +58,15 @@ class AppConfig(Section):
         if limit is not None and self.indexer.chunking.chunk_tokens > limit:
             raise ValueError("indexer.chunking.chunk_tokens is above embedder.max_length_tokens: passages would be cut")
         self._check_prompt_fits()
+        self._check_in_process()
         return self
+
+    def _check_in_process(self) -> None:
+        inside = self.lane.in_process
+        if "rerank" in inside and self.reranker.method == "cross_encoder":
+            raise ValueError("lane.in_process: a cross-encoder needs a process of its own; leave out 'rerank'")
+        if "generate" in inside and self.generator.vllm is not None:
+            raise ValueError("lane.in_process: a language model needs processes of its own; leave out 'generate'")
 
     def _check_prompt_fits(self) -> None:
         vllm = self.generator.vllm

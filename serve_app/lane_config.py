@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from deployments.contracts import SearchMode
@@ -12,6 +14,8 @@ from deployments.ranking import FusionConfig
 from deployments.rewriting import RewritingConfig
 from deployments.section import Section
 from serve_app.answer_cache import AnswerCacheConfig
+
+InProcessStage = Literal["search", "rerank", "generate"]
 
 
 class LaneConfig(Section):
@@ -56,6 +60,12 @@ class LaneConfig(Section):
         le=1,
         description="Share of what is left of the deadline that embedding, a search or reranking may take; then the "
         "others still have time to answer without it.",
+    )
+    in_process: tuple[InProcessStage, ...] = Field(
+        (),
+        description="Stages that run inside each ingress replica and have no deployment: search, rerank (by sentence "
+        "evidence) and generate (without a language model) can. For a machine of few cores, where a call between "
+        "processes costs more than they take; they scale with the ingress.",
     )
     concurrent: bool = Field(
         True, description="Run branches that need nothing of each other at the same time; false: one after the other."

@@ -1,4 +1,5 @@
-"""`python -m benchmarks.gpu.bare_engine`: vLLM's engine alone on the prompts of a lane. A step of benchmarks.gpu.lane.
+"""`python -m benchmarks.gpu.bare_engine`: vLLM's engine alone on given prompts. A step of benchmarks.gpu.lane, and one
+side of benchmarks.vllm_stream.
 
 The engine gets token ids, made beforehand, and is asked in its own process: no server, no HTTP, no other model. That
 is the most that any server in front of it could reach.
@@ -7,20 +8,17 @@ is the most that any server in front of it could reach.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from benchmarks import result_file
-from benchmarks.gpu.exchange import Exchange
-from benchmarks.gpu.lane_plan import LanePlan
+from benchmarks.gpu.exchange import Exchange, streamed
+from benchmarks.gpu.lane_plan import GenerationPlan
 from benchmarks.gpu.loop import Clock, closed_loop
-from benchmarks.records import Sample
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -28,7 +26,7 @@ Messages = Sequence[Mapping[str, str]]
 class BareEngine:
     """One vLLM engine with the plan's model and arguments."""
 
-    def __init__(self, plan: LanePlan) -> None:
+    def __init__(self, plan: GenerationPlan) -> None:
         from transformers import AutoTokenizer
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -56,19 +54,16 @@ class BareEngine:
         )
         self._num_sent += 1
         start_s = now_s()
-        token_times_s: list[float] = []
+        pieces_s: list[float] = []
         num_tokens = 0
         request = {"prompt_token_ids": list(prompt)}
         async for output in self._engine.generate(request, params, request_id=f"bare-{self._num_sent}"):
-            num_tokens += len(output.outputs[0].token_ids)
-            token_times_s.append(now_s())
-        sample = Sample(
-            intended_start_s=start_s,
-            start_s=start_s,
-            end_s=now_s(),
-            ttft_s=token_times_s[0] - start_s if token_times_s else None,
-            inter_token_s=tuple(later - earlier for earlier, later in pairwise(token_times_s)),
-        )
+            answer = output.outputs[0]
+            num_tokens += len(answer.token_ids)
+            # Half a character is a token, but nothing that a server could send.
+            if answer.text:
+                pieces_s.append(now_s())
+        sample = streamed(start_s, pieces_s, now_s())
         return Exchange(sample, prompt_tokens=len(prompt), completion_tokens=num_tokens)
 
     def close(self) -> None:
@@ -76,7 +71,7 @@ class BareEngine:
         self._engine.shutdown()
 
 
-async def run(plan: LanePlan, prompts: Sequence[Sequence[Messages]]) -> list[list[Exchange]]:
+async def run(plan: GenerationPlan, prompts: Sequence[Sequence[Messages]]) -> list[list[Exchange]]:
     """Run the plan's loads, the warm-up first, each with its own prompts."""
     engine = BareEngine(plan)
     try:
@@ -96,10 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=Path, required=True, help="messages by load and request")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
-    plan = LanePlan.model_validate_json(options.plan.read_bytes())
+    # The event loop of vLLM's own server, and of Ray's actors.
+    import uvloop
+
+    plan = GenerationPlan.model_validate_json(options.plan.read_bytes())
     prompts = json.loads(options.prompts.read_bytes())["loads"]
     started = time.perf_counter()
-    loads = asyncio.run(run(plan, prompts))
+    loads = uvloop.run(run(plan, prompts))
     print(f"the engine alone took {time.perf_counter() - started:.0f} s, start and warm-up included", file=sys.stderr)
     result_file.write(options.out, {"loads": [[exchange.to_json() for exchange in load] for load in loads]})
     return 0

@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any
 
-from benchmarks.records import Sample
+from benchmarks.records import ErrorKind, Sample
+
+
+def streamed(
+    start_s: float, pieces_s: Sequence[float], end_s: float, error_kind: ErrorKind | None = None, error: str = ""
+) -> Sample:
+    """The sample of an answer that came in pieces of text, at these times since the load's start."""
+    return Sample(
+        intended_start_s=start_s,
+        start_s=start_s,
+        end_s=end_s,
+        error_kind=error_kind,
+        error=error,
+        ttft_s=pieces_s[0] - start_s if pieces_s else None,
+        inter_token_s=tuple(later - earlier for earlier, later in pairwise(pieces_s)),
+    )
 
 
 @dataclass(frozen=True, slots=True)

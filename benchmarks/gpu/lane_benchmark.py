@@ -155,8 +155,10 @@ class LaneBenchmark:
         self._read("prompts.json", "lane")
         out = self._work / "alone.json"
         out.unlink(missing_ok=True)
+        alone_plan = self._work / "alone-plan.json"
+        result_file.write(alone_plan, plan.generation().model_dump(mode="json"))
         command = [sys.executable, "-m", "benchmarks.gpu.bare_engine", "--out", str(out)]
-        command += ["--plan", str(self._work / "plan.json"), "--prompts", str(self._work / "prompts.json")]
+        command += ["--plan", str(alone_plan), "--prompts", str(self._work / "prompts.json")]
         done = subprocess.run(command, env={**os.environ, **plan.engine_env}, check=False)
         # vLLM may end with a complaint of its own after the results were written.
         if not out.is_file():

@@ -40,22 +40,31 @@ class PlannedLoad(Section):
     is_warmup: bool = False
 
 
-class LanePlan(Section):
-    """What the steps of one benchmark have in common; a file, since they are processes of their own.
+class GenerationPlan(Section):
+    """What a generator is asked, however it is run: a file, since whoever runs it is a process of its own.
 
-    `engine_args` are vLLM's own names, for the server and for the engine alone; `engine_env` the environment of both.
+    `generator` is a model folder, `engine_args` are vLLM's own names, `engine_env` is the environment of its processes.
     """
+
+    generator: str
+    engine_args: dict[str, Any]
+    engine_env: dict[str, str]
+    loads: tuple[PlannedLoad, ...] = Field(min_length=1)
+    max_tokens: int = Field(ge=2)
+    temperature: float = Field(ge=0)
+
+
+class LanePlan(GenerationPlan):
+    """What the steps of the lane benchmark have in common. The server and the engine alone get the same engine."""
 
     device: Device
     embedder: str
     reranker: str
-    generator: str
-    engine_args: dict[str, Any]
-    engine_env: dict[str, str]
-    loads: tuple[PlannedLoad, ...]
-    max_tokens: int = Field(ge=2)
-    temperature: float = Field(ge=0)
     slo: Slo
+
+    def generation(self) -> GenerationPlan:
+        """The part that is about the generator."""
+        return GenerationPlan.model_validate({name: getattr(self, name) for name in GenerationPlan.model_fields})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +75,16 @@ class GpuMemory:
     utilization: float
 
 
-def plan_loads(clients: Sequence[int], requests_per_client: int) -> tuple[PlannedLoad, ...]:
+def plan_loads(
+    clients: Sequence[int], requests_per_client: int, min_requests: int = MIN_REQUESTS
+) -> tuple[PlannedLoad, ...]:
     """A warm-up with as many clients as the largest load has, then every load in the order given."""
     if requests_per_client < 2:
         raise ExperimentError("a load needs two requests of each client, or it has no steady part")
     warmup = PlannedLoad(clients=max(clients), num_requests=2 * max(clients), is_warmup=True)
     return (
         warmup,
-        *(PlannedLoad(clients=each, num_requests=max(MIN_REQUESTS, each * requests_per_client)) for each in clients),
+        *(PlannedLoad(clients=each, num_requests=max(min_requests, each * requests_per_client)) for each in clients),
     )
 
 

@@ -92,8 +92,11 @@ def _write_sentence_transformer(shape: EncoderShape, folder: Path) -> None:
     (folder / "2_Normalize").mkdir(exist_ok=True)
 
 
-def make_decoder(shape: DecoderShape, folder: Path, texts: Sequence[str]) -> Path:
-    """Write a language model without weights, which vLLM makes up itself (`load_format: dummy`), unless it is there."""
+def make_decoder(shape: DecoderShape, folder: Path, texts: Sequence[str], *, ends: bool = True) -> Path:
+    """Write a language model without weights, which vLLM makes up itself (`load_format: dummy`), unless it is there.
+
+    One that never `ends` has no token that does it: every answer is as long as it is asked to be.
+    """
     if (folder / "config.json").is_file():
         return folder
     from transformers import LlamaConfig
@@ -101,10 +104,13 @@ def make_decoder(shape: DecoderShape, folder: Path, texts: Sequence[str]) -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_decoder_tokenizer(shape, texts)
     tokenizer.save(str(folder / "tokenizer.json"))
-    names = {"eos_token": END_OF_TURN, "pad_token": PADDING, "model_max_length": shape.positions}
+    names: dict[str, Any] = {"pad_token": PADDING, "model_max_length": shape.positions}
+    if ends:
+        names["eos_token"] = END_OF_TURN
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    ids = {"eos_token_id": tokenizer.token_to_id(END_OF_TURN), "pad_token_id": tokenizer.token_to_id(PADDING)}
+    end = tokenizer.token_to_id(END_OF_TURN) if ends else None
+    ids = {"eos_token_id": end, "pad_token_id": tokenizer.token_to_id(PADDING)}
     _write_json(folder / "generation_config.json", ids)
     config = LlamaConfig(
         vocab_size=shape.vocab,

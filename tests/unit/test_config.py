@@ -76,6 +76,11 @@ class TestWhatIsRefused:
             ),
             ({"indexer": {"chunking": {"chunk_tokens": 100, "overlap_tokens": 60}}}, "overlap_tokens 60"),
             ({"generator": {"vllm": {"model_id": "m", "cpu_threads": 2, "accelerator": "gpu"}}}, "cpu_threads"),
+            ({"lane": {"in_process": ["rerank"]}, "reranker": {"method": "cross_encoder"}}, "leave out 'rerank'"),
+            (
+                {"lane": {"in_process": ["generate"]}, "generator": {"vllm": {"model_id": "m"}}},
+                "leave out 'generate'",
+            ),
         ],
     )
     def test_settings_that_contradict_each_other_are_refused(self, arguments: dict[str, Any], complaint: str) -> None:

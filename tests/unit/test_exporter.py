@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
-from deployments.exporter import Exporter, export
+from deployments.contracts import StageTiming, Usage
+from deployments.exporter import ENABLED, Exporter, SilentTally, TelemetryConfig, export
 from deployments.telemetry import CACHE_BYTES, DROPPED, REPLICA_BUSY, Metric, Reading
 
 
@@ -87,4 +89,18 @@ def test_outside_a_replica_nothing_is_exported_but_life_is_timed() -> None:
     def never() -> Iterable[Reading]:
         raise AssertionError("nobody reads this")
 
-    assert export("embed", never).seconds() >= 0
+    assert export(ENABLED, "embed", never).seconds() >= 0
+
+
+def test_with_telemetry_off_nothing_is_exported_from_a_replica_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.serve.get_replica_context", lambda: None)
+    assert export(TelemetryConfig(enabled=False), "embed").seconds() >= 0
+    assert "embed-metrics" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_where_nothing_is_counted_there_is_nothing_to_read() -> None:
+    tally = SilentTally()
+    tally.stage("embed", "", 1.0, 0.5, StageTiming())
+    tally.degraded(("rerank",))
+    tally.written("extractive", [0.1, 0.2], Usage(1, 2))
+    assert list(tally.read()) == []

@@ -141,7 +141,7 @@ class RecordingHandle(LocalHandle):
     streams: list[Any]
 
     def options(self, **options: Any) -> RecordingHandle:
-        handle = RecordingHandle(self._deployment, options.get("stream", False))
+        handle = RecordingHandle(self._stage, options.get("stream", False))
         handle.streams = self.streams = []
         return handle
 
