@@ -14,10 +14,10 @@ from rich.console import Console
 from benchmarks.experiment import ExperimentError
 from benchmarks.gpu.exchange import Exchange, streamed
 from benchmarks.gpu.lane_plan import GenerationPlan, PlannedLoad
-from benchmarks.gpu.loop import closed_loop
+from benchmarks.gpu.loop import SteadyWindow, closed_loop
 from benchmarks.gpu.stage_client import StageClient
 from benchmarks.run import EXIT_USAGE
-from benchmarks.streaming.comparison import Target, compare, take_turns, targets
+from benchmarks.streaming.comparison import Target, compare, take_turns, targets, tokens_per_s
 from benchmarks.streaming.contenders import Turn, serve_document
 from benchmarks.streaming.inputs import StreamInputs, StreamOptions, make_inputs
 from benchmarks.vllm_stream import main, print_result
@@ -79,6 +79,19 @@ def test_no_token_ends_an_answer_before_it_is_as_long_as_asked(inputs: StreamInp
     assert GenerationConfig.from_pretrained(str(folder)).eos_token_id is None
 
 
+def test_nearly_every_token_of_an_answer_is_text(inputs: StreamInputs, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    model = AutoModelForCausalLM.from_pretrained(str(folder))
+    prompt = tokenizer.apply_chat_template(list(inputs.prompts[0][0]), add_generation_prompt=True, return_tensors="pt")
+    answer = model.generate(**prompt, max_new_tokens=64, do_sample=False)[0, prompt["input_ids"].shape[1] :].tolist()
+    pieces = [tokenizer.decode([token], skip_special_tokens=True) for token in answer]
+
+    assert len(answer) == 64
+    assert sum(piece not in ("", "\N{REPLACEMENT CHARACTER}") for piece in pieces) > 48
+
+
 def test_a_prompt_that_comes_again_is_not_found_in_a_cache(inputs: StreamInputs) -> None:
     assert inputs.plan.engine_args["enable_prefix_caching"] is False
     assert inputs.plan.temperature == 0
@@ -111,9 +124,9 @@ def test_raglane_takes_the_config_file_of_its_side(inputs: StreamInputs) -> None
         ({"max_tokens": 1}, "two tokens"),
     ],
 )
-def test_what_can_not_be_measured_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_what_can_not_be_measured_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ExperimentError, match=message):
-        make_inputs(replace(OPTIONS, **change), tmp_path)
+        replace(OPTIONS, **change)
 
 
 MESSAGES = [{"role": "user", "content": "Who built the bridge?"}]
@@ -160,8 +173,10 @@ def _answers(num_requests: int, clients: int, ttft_s: float, gap_s: float) -> li
     start_s = 0.0
     while len(answers) < num_requests:
         pieces_s = [start_s + ttft_s + piece * gap_s for piece in range(5)]
-        answers += [Exchange(streamed(start_s, pieces_s, pieces_s[-1]), 100, 5)] * clients
-        start_s = pieces_s[-1]
+        # An answer ends after its last piece, if only just.
+        end_s = pieces_s[-1] + 1e-9
+        answers += [Exchange(streamed(start_s, pieces_s, end_s), 100, 5)] * clients
+        start_s = end_s
     return answers[:num_requests]
 
 
@@ -226,6 +241,16 @@ def test_tokens_per_second_are_those_of_all_clients_together() -> None:
     assert one["systems"]["bare"]["tokens_per_s"]["median"] == pytest.approx(10.0)
     assert many["systems"]["bare"]["tokens_per_s"]["median"] == pytest.approx(320.0)
     assert one["first_to_other"]["tokens_per_s"]["of_medians"] == pytest.approx(0.5)
+
+
+def test_tokens_count_when_they_come_not_when_their_answer_ends() -> None:
+    exchanges = [
+        Exchange(streamed(0.0, [0.5, 1.0, 1.5, 2.0], 2.0), 100, 4),
+        # Two tokens in each piece.
+        Exchange(streamed(0.0, [2.5, 5.0], 5.0), 100, 4),
+    ]
+    assert tokens_per_s(exchanges, SteadyWindow(1.0, 3.0)) == pytest.approx((2 + 2) / 2)
+    assert tokens_per_s(exchanges, SteadyWindow(1.0, 1.0)) == 0
 
 
 def test_prompts_of_another_length_are_told_of(capsys: pytest.CaptureFixture[str]) -> None:
