@@ -76,10 +76,11 @@ class GeneratorConfig(Section):
     )
     extractive: ExtractiveConfig = Field(default_factory=ExtractiveConfig, description="The extractive answerer.")
     vllm: VllmConfig | None = Field(None, description="The language model that vLLM serves; null: no language model.")
-    coalesce: bool = Field(
-        True,
-        description="Send the questions that wait for the engine in one call, whose answers come back together: for "
-        "engines that answer within milliseconds, as the extractive one does. false: a stream for each answer.",
+    coalesce: bool | None = Field(
+        None,
+        description="true: the questions that wait for the engine travel in one call and its answers come back "
+        "together, for engines that answer within milliseconds. false: a stream for each answer. null: true for the "
+        "extractive answerer, false for other engines.",
     )
     fallback: bool = Field(
         True, description="Beside a language model, keep the engine above at hand for answers that the model fails at."
@@ -245,6 +246,11 @@ class Generator:
     async def describe(self) -> str:
         """Answers when the stage is ready."""
         return type(self._engine).__name__
+
+
+def coalesces(config: GeneratorConfig) -> bool:
+    """Whether questions travel to the engine several in a call, and answers back whole."""
+    return config.engine == GeneratorConfig().engine if config.coalesce is None else config.coalesce
 
 
 def has_fallback(config: GeneratorConfig) -> bool:

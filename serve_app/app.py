@@ -21,7 +21,7 @@ from deployments.embedder import Embedder
 from deployments.embedding_cache import CachedEmbedder
 from deployments.errors import NotFound, StageError, StageUnavailable
 from deployments.exporter import SilentTally, export
-from deployments.generator import FALLBACK, Generator, generator_name, has_fallback
+from deployments.generator import FALLBACK, Generator, coalesces, generator_name, has_fallback
 from deployments.in_process import InProcessHandle
 from deployments.indexer import Indexer
 from deployments.llm_rewriting import LlmRewriter
@@ -47,7 +47,7 @@ from serve_app.api.app import create_api
 from serve_app.api.observation import Observer
 from serve_app.api.services import Services
 from serve_app.config import AppConfig
-from serve_app.lane_config import InProcessStage
+from serve_app.lane_config import DEPLOYMENT_OF, InProcessStage
 from serve_app.pipeline import Lane
 from serve_app.retrieval import Stages
 from serve_app.stage_figures import StagesReport
@@ -166,17 +166,16 @@ def _whereabouts() -> dict[str, str]:
 
 def _stages_inside(config: AppConfig, embedder: DeploymentHandle) -> dict[str, InProcessHandle]:
     """The stages that this process runs itself, under the names of the deployments that they stand for."""
-    make: dict[InProcessStage, tuple[str, Callable[[], Any]]] = {
-        "search": ("Retriever", lambda: Retriever(config.retriever, config.store, config.telemetry)),
-        "rerank": ("Reranker", lambda: Reranker(config.reranker, config.store, embedder, config.telemetry)),
-        "generate": ("Generator", lambda: Generator(config.generator, config.store, embedder, config.telemetry)),
+    make: dict[InProcessStage, Callable[[], Any]] = {
+        "search": lambda: Retriever(config.retriever, config.store, config.telemetry),
+        "rerank": lambda: Reranker(config.reranker, config.store, embedder, config.telemetry),
+        "generate": lambda: Generator(config.generator, config.store, embedder, config.telemetry),
     }
-    chosen = [make[stage] for stage in config.lane.in_process]
-    return {name: InProcessHandle(build()) for name, build in chosen}
+    return {DEPLOYMENT_OF[stage]: InProcessHandle(make[stage]()) for stage in config.lane.in_process}
 
 
 def _generator_by(handle: Handle, config: AppConfig, is_engine: bool) -> RemoteAnswerer | RemoteGenerator:
-    if is_engine and config.generator.coalesce:
+    if is_engine and coalesces(config.generator):
         return RemoteAnswerer(handle, config.hops.generate)
     return RemoteGenerator(handle)
 

@@ -16,6 +16,8 @@ from deployments.section import Section
 from serve_app.answer_cache import AnswerCacheConfig
 
 InProcessStage = Literal["search", "rerank", "generate"]
+# The deployments that these stages have where they don't run inside the ingress.
+DEPLOYMENT_OF: dict[InProcessStage, str] = {"search": "Retriever", "rerank": "Reranker", "generate": "Generator"}
 
 
 class LaneConfig(Section):

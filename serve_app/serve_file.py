@@ -15,6 +15,7 @@ from deployments.errors import ConfigError
 from deployments.generator import FALLBACK, has_fallback
 from deployments.vllm_generator import VllmConfig
 from serve_app.config import AppConfig
+from serve_app.lane_config import DEPLOYMENT_OF
 
 # ray.serve is imported where it is needed: the command line sets Ray's environment first, and Ray reads it on import.
 
@@ -170,6 +171,9 @@ def _broken_rules(document: Mapping[str, Any]) -> Iterator[str]:
             name, place = options["name"], f"{where}[{options['name']}]"
             known = deployments_of(config)
             if name not in known:
+                if name in _DEPLOYMENTS:
+                    yield f"{place}: lane.in_process runs this stage inside the ingress; remove the entry"
+                    continue
                 nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
                 yield f"{place}: there is no deployment {name!r}; did you mean {nearest!r}?"
             if name in seen:
@@ -184,7 +188,9 @@ def _broken_rules(document: Mapping[str, Any]) -> Iterator[str]:
 
 def deployments_of(config: AppConfig) -> tuple[str, ...]:
     """The names of the deployments that the application has under this config."""
-    return (*_DEPLOYMENTS, FALLBACK) if has_fallback(config.generator) else _DEPLOYMENTS
+    inside = {DEPLOYMENT_OF[stage] for stage in config.lane.in_process}
+    fallback = (FALLBACK,) if has_fallback(config.generator) else ()
+    return (*(name for name in _DEPLOYMENTS if name not in inside), *fallback)
 
 
 def _more_than_one_writer(options: Mapping[str, Any], place: str) -> Iterator[str]:
@@ -226,5 +232,7 @@ def _vllm_conflicts(application: Mapping[str, Any], where: str) -> Iterator[str]
 
 
 def _vllm_section(application: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not is_raglane(application):
+        return {}
     arguments = application.get("args") or {}
     return (arguments.get("generator") or {}).get("vllm") or {}

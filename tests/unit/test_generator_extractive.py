@@ -23,6 +23,7 @@ from deployments.generator import (
     Quote,
     candidate_quotes,
     choose_quotes,
+    coalesces,
     generator_name,
 )
 from deployments.prompts import NOT_FOUND
@@ -332,3 +333,18 @@ async def test_a_question_that_the_embedder_refuses_is_refused(answerer: Answere
 def test_users_see_the_extractive_answerer_by_that_name() -> None:
     assert generator_name(GeneratorConfig()) == "extractive"
     assert generator_name(GeneratorConfig(engine="my.module:Engine")) == "my.module:Engine"
+
+
+@pytest.mark.parametrize(
+    ("config", "together"),
+    [
+        (GeneratorConfig(), True),
+        (GeneratorConfig(engine="somebody:Engine"), False),
+        (GeneratorConfig(engine="somebody:Engine", coalesce=True), True),
+        (GeneratorConfig(coalesce=False), False),
+    ],
+)
+def test_only_answers_of_the_extractive_engine_travel_together_unless_the_config_says_so(
+    config: GeneratorConfig, together: bool
+) -> None:
+    assert coalesces(config) is together

@@ -176,6 +176,19 @@ class TestReading:
         path.write_text("applications:\n  - import_path: serve_app:build_app\n")
         assert load_serve_file(path)["applications"][0]["import_path"] == "serve_app:build_app"
 
+    def test_an_entry_for_a_stage_inside_the_ingress_is_refused(self) -> None:
+        document = _load("local")
+        document["applications"][0].setdefault("args", {})["lane"] = {"in_process": ["search"]}
+        with pytest.raises(ConfigError, match=r"\[Retriever\].*lane.in_process"):
+            check_serve_document(document)
+        entries = document["applications"][0]["deployments"]
+        entries[:] = [entry for entry in entries if entry["name"] != "Retriever"]
+        check_serve_document(document)
+
+    def test_another_applications_arguments_are_its_own_affair(self) -> None:
+        document = {"applications": [{"import_path": "other:app", "args": {"generator": "a string"}}]}
+        assert custom_resources(document) == set()
+
     def test_the_custom_resources_of_a_file_are_those_its_replicas_ask_for(self) -> None:
         assert custom_resources(_load("gpu")) == {"gpu_small", "gpu_llm"}
         assert custom_resources(_load("local")) == set()
