@@ -34,7 +34,8 @@ def create_api(services: Services, *, observers: Sequence[Observer] = (), echo_r
     api.add_middleware(CancelOnDisconnect)
     api.add_middleware(BodyLimit, config=services.http)
     api.add_middleware(Admission, config=services.http)
-    api.add_middleware(Observation, observers=tuple(observers), unobserved=UNGUARDED_PATHS, paths=paths)
+    if observers:
+        api.add_middleware(Observation, observers=tuple(observers), unobserved=UNGUARDED_PATHS, paths=paths)
     api.add_middleware(RequestId, echo=echo_request_id)
     return api
 

@@ -24,7 +24,7 @@ from benchmarks.trace_file import read_trace
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "experiments"
 # What compares systems with each other has another layout, read by benchmarks.compare.
-FILES = sorted(path for path in FOLDER.glob("*.yaml") if not path.stem.startswith(("compare_", "peer_")))
+FILES = sorted(path for path in FOLDER.glob("*.yaml") if not path.stem.startswith(("compare_", "peer_", "efficiency")))
 
 SMALLEST: dict[str, Any] = {
     "name": "smallest",
