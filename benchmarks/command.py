@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -52,3 +54,12 @@ def record(
     show(result)
     console.print(f"result: {path}", markup=False, highlight=False)
     return EXIT_OK
+
+
+def end_as_interrupted() -> None:
+    """Treat being told to end (SIGTERM) as Ctrl-C: what a benchmark has started must not stay behind."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -9,27 +9,21 @@ import argparse
 import asyncio
 import json
 import os
-import signal
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import httpx
 from rich.console import Console
 
 from benchmarks import comparison_report as report
-from benchmarks.client import RequestClient
-from benchmarks.command import record
+from benchmarks.closed_load import ClosedLoop, measure
+from benchmarks.command import end_as_interrupted, record
 from benchmarks.comparison import Comparison, read_comparison
-from benchmarks.connections import Connections
 from benchmarks.experiment import ClosedLoad, ExperimentError
-from benchmarks.load import Limits, LoadGenerator
-from benchmarks.measure import measured_window, stage_table, summarise
 from benchmarks.ratios import MEASURES, Ratio, agreement, measures_of, median_of, ratios
 from benchmarks.run import EXIT_USAGE, refuse_remote
 from benchmarks.systems import MissingVariable, resolve, running
@@ -177,31 +171,29 @@ class ComparisonRun:
 
     async def _run_load(self, name: str, load: ClosedLoad, seed: tuple[int, int, int]) -> Run:
         comparison = self._comparison
-        limits = Limits(comparison.warmup_s + comparison.duration_s, comparison.max_requests)
-        async with Connections(comparison.systems[name].url) as connections:
-            client = RequestClient(connections, comparison.target_of(name), timeout_s=comparison.timeout_s)
-            started_s, started_cpu_s = time.perf_counter(), time.process_time()
-            samples = await LoadGenerator(client, self._bodies[name], limits, seed).run(load)
-            client_cpu_share = (time.process_time() - started_cpu_s) / (time.perf_counter() - started_s)
-        window = measured_window(
-            samples,
+        loop = ClosedLoop(
+            comparison.systems[name].url,
+            comparison.target_of(name),
+            self._bodies[name],
             warmup_s=comparison.warmup_s,
-            horizon_s=limits.horizon_s,
-            max_requests=limits.max_requests,
+            duration_s=comparison.duration_s,
+            timeout_s=comparison.timeout_s,
+            max_requests=comparison.max_requests,
         )
-        summary = summarise(samples, window)
-        report.print_run(self._console, name, load.clients, summary, client_cpu_share)
+        measured = await measure(loop, load, seed)
+        summary = measured.summary
+        report.print_run(self._console, name, load.clients, summary, measured.client_cpu_share)
         if not summary.num_succeeded:
             raise ExperimentError(f"system {name!r} answered none of the requests of {load.clients} clients")
         return {
             "system": name,
             "load": load.model_dump(mode="json"),
             "round": seed[2],
-            "window": asdict(window),
-            "client_cpu_share": client_cpu_share,
+            "window": asdict(measured.window),
+            "client_cpu_share": measured.client_cpu_share,
             "measures": measures_of(summary),
             "summary": asdict(summary),
-            "stages": [asdict(stage) for stage in stage_table(samples, window)],
+            "stages": [asdict(stage) for stage in measured.stages],
         }
 
     def _note(self, text: str) -> None:
@@ -258,10 +250,6 @@ def values_at(answer: Any, path: str) -> list[Any]:
     return found
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def _overrides(options: argparse.Namespace) -> dict[str, object]:
     """What the command line puts in place of the comparison file's own keys."""
     given = {"queries": options.queries, "rounds": options.rounds, "duration_s": options.duration_s}
@@ -283,5 +271,5 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 if __name__ == "__main__":
     # A benchmark that is told to end must not leave its servers behind.
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_as_interrupted()
     sys.exit(main())

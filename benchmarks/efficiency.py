@@ -8,17 +8,15 @@ costs nothing.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command import record
+from benchmarks.command import end_as_interrupted, record
 from benchmarks.efficiency_plan import read_plan
 from benchmarks.efficiency_run import EfficiencyRun
 from benchmarks.experiment import ExperimentError
@@ -73,10 +71,6 @@ def _table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def _overrides(options: argparse.Namespace) -> dict[str, object]:
     """What the command line puts in place of the file's own keys."""
     given = {"queries": options.queries, "rounds": options.rounds, "candidates": options.candidates}
@@ -95,5 +89,5 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 if __name__ == "__main__":
     # A benchmark that is told to end must not leave its server behind.
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_as_interrupted()
     sys.exit(main())

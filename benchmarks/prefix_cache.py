@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import report
+from benchmarks.arguments import count
 from benchmarks.asking import post
 from benchmarks.command import record
 from benchmarks.experiment import ExperimentError, read_queries
@@ -336,10 +337,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     task.add_argument("--compare", type=Path, nargs=2, metavar="RESULT", help="print two result files side by side")
     parser.add_argument("--collection", default="docs", help="where its answers are (default: %(default)s)")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
-    parser.add_argument("--limit", type=_count, default=300, help="questions to ask (default: %(default)s)")
+    parser.add_argument("--limit", type=count, default=300, help="questions to ask (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the questions' order (default: %(default)s)")
-    parser.add_argument("--clients", type=_count, default=4, help="questions at a time (default: %(default)s)")
-    parser.add_argument("--max-tokens", type=_count, default=8, help="length of an answer (default: %(default)s)")
+    parser.add_argument("--clients", type=count, default=4, help="questions at a time (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=count, default=8, help="length of an answer (default: %(default)s)")
     parser.add_argument("--label", default="", help="what this run is called beside others: share_prefix=true")
     parser.add_argument(
         "--metrics-url",
@@ -357,13 +358,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/prefix-cache-….json)")
     parser.add_argument("--allow-remote", action="store_true", help="allow a server that is not on this machine")
     return parser.parse_args(arguments)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
 
 
 if __name__ == "__main__":

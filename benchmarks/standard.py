@@ -10,11 +10,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
 from benchmarks import exports, page, plots
+from benchmarks.command import end_as_interrupted
 from benchmarks.environment import REPOSITORY
 from benchmarks.experiment import ExperimentError
 from benchmarks.own_server import serving
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     console = Console(stderr=True)
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_as_interrupted()
     started_s = time.monotonic()
     console.print(f"standard set: {len(STANDARD_SET)} experiments, {_clock(TOTAL_S)} at most", highlight=False)
     try:
@@ -177,11 +177,6 @@ def _from_root(path: Path) -> Path:
     """Return a path below the repository from there, so that a result does not record where the repository lies."""
     absolute = path.absolute()
     return absolute.relative_to(REPOSITORY) if absolute.is_relative_to(REPOSITORY) else absolute
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Treat being told to end as Ctrl-C: the server must not stay behind."""
-    raise KeyboardInterrupt
 
 
 def _clock(seconds: float) -> str:

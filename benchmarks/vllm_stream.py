@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command import record
+from benchmarks.arguments import count, counts, engine_argument
+from benchmarks.command import end_as_interrupted, record
 from benchmarks.streaming.comparison import compare, take_turns, targets
 from benchmarks.streaming.contenders import HOST, contenders, serve_document
 from benchmarks.streaming.inputs import StreamOptions, make_inputs
@@ -129,13 +127,13 @@ def _options(options: argparse.Namespace) -> StreamOptions:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.vllm_stream", description=__doc__)
-    parser.add_argument("--clients", type=_counts, default=(1, 8, 32), help="of each load (default: 1,8,32)")
-    parser.add_argument("--rounds", type=_count, default=4, help="turns of each side (default: %(default)s)")
-    parser.add_argument("--requests-per-client", type=_count, default=8, help="in each load (default: %(default)s)")
-    parser.add_argument("--min-requests", type=_count, default=64, help="of a load (default: %(default)s)")
-    parser.add_argument("--max-tokens", type=_count, default=64, help="length of each answer (default: %(default)s)")
-    parser.add_argument("--sources", type=_count, default=3, help="passages in a prompt (default: %(default)s)")
-    parser.add_argument("--source-words", type=_count, default=60, help="of a passage (default: %(default)s)")
+    parser.add_argument("--clients", type=counts, default=(1, 8, 32), help="of each load (default: 1,8,32)")
+    parser.add_argument("--rounds", type=count, default=4, help="turns of each side (default: %(default)s)")
+    parser.add_argument("--requests-per-client", type=count, default=8, help="in each load (default: %(default)s)")
+    parser.add_argument("--min-requests", type=count, default=64, help="of a load (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=count, default=64, help="length of each answer (default: %(default)s)")
+    parser.add_argument("--sources", type=count, default=3, help="passages in a prompt (default: %(default)s)")
+    parser.add_argument("--source-words", type=count, default=60, help="of a passage (default: %(default)s)")
     parser.add_argument(
         "--corpus",
         type=Path,
@@ -144,7 +142,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--engine-arg",
-        type=_engine_arg,
+        type=engine_argument,
         action="append",
         default=[],
         metavar="NAME=VALUE",
@@ -157,29 +155,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(_count(part) for part in text.split(","))
-
-
-def _engine_arg(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE")
-    return name, yaml.safe_load(value)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
     # A benchmark that is told to end must not leave its engines behind.
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_as_interrupted()
     sys.exit(main())

@@ -13,9 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from deployments import telemetry
-from deployments.contracts import Stage, StageTiming, Usage
 from deployments.section import Section
-from deployments.tally import LaneTally
 from deployments.telemetry import Metric, Reading
 
 logger = logging.getLogger(__name__)
@@ -84,25 +82,28 @@ class Exporter:
             for metric, labels, value in source():
                 sums[metric, labels] += value
         for (metric, labels), value in sums.items():
-            tags = dict(zip(metric.labels, labels, strict=True))
             if metric.kind == "gauge":
-                self._metric(metric).set(float(value), tags)
+                self._metric(metric).set(float(value), _tags(metric, labels))
                 continue
             key = (metric.name, labels)
             new = value - self._told.get(key, 0.0)
             if new > 0:
-                self._metric(metric).inc(float(new), tags)
+                self._metric(metric).inc(float(new), _tags(metric, labels))
                 self._told[key] = value
             elif key not in self._told:
                 # A counter that is not there is no zero: Prometheus would miss its first step and, where it is a
                 # bucket, the percentiles. Ray refuses to add nothing; to this number, adding 1 gives exactly 1.
-                self._metric(metric).inc(sys.float_info.min, tags)
+                self._metric(metric).inc(sys.float_info.min, _tags(metric, labels))
                 self._told[key] = 0.0
 
     def _metric(self, metric: Metric) -> Any:
         if metric.name not in self._metrics:
             self._metrics[metric.name] = self._make(metric)
         return self._metrics[metric.name]
+
+
+def _tags(metric: Metric, labels: tuple[str, ...]) -> dict[str, str]:
+    return dict(zip(metric.labels, labels, strict=True))
 
 
 def _ray_metric(metric: Metric) -> Any:
@@ -128,16 +129,3 @@ class Lifetime:
         """What telemetry exports of it."""
         yield telemetry.REPLICA_SECONDS, self._labels, self.seconds()
         yield telemetry.REPLICA_CPU, self._labels, time.process_time() - self._cpu_before_s
-
-
-class SilentTally(LaneTally):
-    """Stands where a tally is asked for and nobody would read it: counts nothing."""
-
-    def stage(self, stage: Stage, branch: str, total_s: float, queue_s: float, timing: StageTiming) -> None:
-        """Forget the call."""
-
-    def degraded(self, stages: tuple[Stage, ...]) -> None:
-        """Forget the request."""
-
-    def written(self, generator: str, times_s: list[float], usage: Usage) -> None:
-        """Forget the answer."""

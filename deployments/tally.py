@@ -113,6 +113,19 @@ class LaneTally:
             yield telemetry.TOKENS, written, count
 
 
+class SilentTally(LaneTally):
+    """Stands where a tally is asked for and nobody would read it: counts nothing."""
+
+    def stage(self, stage: Stage, branch: str, total_s: float, queue_s: float, timing: StageTiming) -> None:
+        """Forget the call."""
+
+    def degraded(self, stages: tuple[Stage, ...]) -> None:
+        """Forget the request."""
+
+    def written(self, generator: str, times_s: list[float], usage: Usage) -> None:
+        """Forget the answer."""
+
+
 class RequestTally:
     """What became of the requests of each endpoint."""
 

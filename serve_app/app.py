@@ -20,7 +20,7 @@ from deployments.contracts import EmbeddingModel, Generates
 from deployments.embedder import Embedder
 from deployments.embedding_cache import CachedEmbedder
 from deployments.errors import NotFound, StageError, StageUnavailable
-from deployments.exporter import SilentTally, export
+from deployments.exporter import export
 from deployments.generator import FALLBACK, Generator, coalesces, generator_name, has_fallback
 from deployments.in_process import InProcessHandle
 from deployments.indexer import Indexer
@@ -39,7 +39,7 @@ from deployments.remote import (
 )
 from deployments.reranker import Reranker, reranker_name
 from deployments.retriever import Retriever
-from deployments.tally import LaneTally, RequestTally
+from deployments.tally import LaneTally, RequestTally, SilentTally
 from deployments.telemetry import CACHE_BYTES, CACHE_LOOKUPS, INDEX_COVERAGE, INGRESS, Reading
 from deployments.token_counting import TokenCounter
 from deployments.vllm_generator import build_token_counter, build_vllm_generator

@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.arguments import count
 from benchmarks.command import record
 from benchmarks.experiment import ExperimentError
 from benchmarks.gpu.batched import EngineSettings
@@ -128,34 +129,27 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         default=Path("data/scifact/corpus.jsonl"),
         help="BEIR corpus with queries.jsonl beside it; made-up texts where there is none (default: %(default)s)",
     )
-    parser.add_argument("--items", type=_count, default=4096, help="texts or pairs in a round (default: %(default)s)")
+    parser.add_argument("--items", type=count, default=4096, help="texts or pairs in a round (default: %(default)s)")
     parser.add_argument(
         "--texts",
         choices=("mixed", "documents", "questions"),
         default="mixed",
         help="what an embedder gets (default: %(default)s)",
     )
-    parser.add_argument("--rounds", type=_count, default=5, help="rounds that count (default: %(default)s)")
+    parser.add_argument("--rounds", type=count, default=5, help="rounds that count (default: %(default)s)")
     parser.add_argument(
-        "--fixed-rows", type=_count, nargs="+", default=FIXED_ROWS, help="fixed batches to try (default: %(default)s)"
+        "--fixed-rows", type=count, nargs="+", default=FIXED_ROWS, help="fixed batches to try (default: %(default)s)"
     )
-    parser.add_argument("--max-batch-tokens", type=_count, help="raglane's (default on a GPU: 65536)")
-    parser.add_argument("--max-batch-rows", type=_count, help="raglane's (default on a GPU: 512)")
+    parser.add_argument("--max-batch-tokens", type=count, help="raglane's (default on a GPU: 65536)")
+    parser.add_argument("--max-batch-rows", type=count, help="raglane's (default on a GPU: 512)")
     parser.add_argument("--padding-slack-tokens", type=int, help="raglane's (default on a GPU: 4096)")
     parser.add_argument("--max-padding-share", type=float, help="raglane's (default: the stage's)")
-    parser.add_argument("--threads", type=_count, default=os.cpu_count() or 1, help="of a CPU (default: %(default)s)")
+    parser.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="of a CPU (default: %(default)s)")
     parser.add_argument("--peak-tflops", type=float, help="the device's peak, where the kit does not know it")
     parser.add_argument("--models", type=Path, help="folder to keep the models in (default: a temporary one)")
     parser.add_argument("--seed", type=int, default=0, help="of the texts (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/gpu-engines-….json)")
     return parser.parse_args(arguments)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.arguments import counts, engine_argument
 from benchmarks.command import record
 from benchmarks.experiment import Slo
 from benchmarks.gpu.lane_benchmark import STEPS, LaneBenchmark, LaneOptions
@@ -116,7 +116,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--documents", type=int, default=1000, help="documents to ingest (default: %(default)s)")
     parser.add_argument(
-        "--clients", type=_counts, default=(1, 8, 32, 64), help="of each load, 1,8,32 (default: 1,8,32,64)"
+        "--clients", type=counts, default=(1, 8, 32, 64), help="of each load, 1,8,32 (default: 1,8,32,64)"
     )
     parser.add_argument("--requests-per-client", type=int, default=8, help="in each load (default: %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=128, help="length of an answer (default: %(default)s)")
@@ -128,7 +128,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--gpu-memory-gib", type=float, help="of the GPU (default: what torch says)")
     parser.add_argument(
         "--engine-arg",
-        type=_engine_arg,
+        type=engine_argument,
         action="append",
         default=[],
         metavar="NAME=VALUE",
@@ -145,20 +145,6 @@ def _steps(text: str) -> tuple[str, ...]:
     if unknown := set(steps) - set(STEPS):
         raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}; the steps are {', '.join(STEPS)}")
     return steps
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    counts = tuple(int(part) for part in text.split(","))
-    if min(counts) < 1:
-        raise argparse.ArgumentTypeError(f"{text} holds a number below 1")
-    return counts
-
-
-def _engine_arg(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE")
-    return name, yaml.safe_load(value)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from deployments.contracts import StageTiming, Usage
-from deployments.exporter import ENABLED, Exporter, SilentTally, TelemetryConfig, export
+from deployments.exporter import ENABLED, Exporter, TelemetryConfig, export
+from deployments.tally import SilentTally
 from deployments.telemetry import CACHE_BYTES, DROPPED, REPLICA_BUSY, Metric, Reading
 
 
