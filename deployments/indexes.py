@@ -69,10 +69,16 @@ class IndexesConfig(Section):
 
     text_index: TextIndexConfig = Field(default_factory=TextIndexConfig, description="Words, for text search.")
     vector_index_min_rows: int = Field(
+        1000,
+        ge=1,
+        description="With fewer chunks a vector search reads all vectors from the table; from this many on they are in "
+        "an index, which readers keep in memory.",
+    )
+    vector_index_exact_below: int = Field(
         100_000,
         ge=1,
-        description="With fewer chunks a vector search compares all of them and is exact; with more it visits some "
-        "partitions of an IVF index.",
+        description="With fewer chunks the index is one partition, and searches compare with every vector; with more "
+        "it is an IVF index, of which a search visits `retriever.nprobes` partitions.",
     )
     vector_index_max_segments: int = Field(
         16,
@@ -121,7 +127,7 @@ class TableIndexes:
             await table.create_index(TEXT_COLUMN, config=FTS(**options), name=TEXT_INDEX, replace=True)
         num_rows = int(await table.count_rows())
         if num_rows >= self._config.vector_index_min_rows and self._is_due(made.get(VECTOR_INDEX), num_rows):
-            await _make_vector_index(table, num_rows)
+            await _make_vector_index(table, self._rows_per_partition(num_rows))
 
     async def maintain(self, table: Any) -> None:
         """Compact the table, bring its indexes to cover every row, and remove old versions. Idempotent."""
@@ -149,20 +155,35 @@ class TableIndexes:
     def _is_due(self, vector_index: Any, num_rows: int) -> bool:
         if vector_index is None or (vector_index.num_segments or 1) > self._config.vector_index_max_segments:
             return True
-        made_for = (vector_index.index_details or {}).get("target_partition_size")
-        return made_for is not None and math.isqrt(num_rows) >= 2 * made_for
+        made_for = rows_per_partition(vector_index)
+        wanted = self._rows_per_partition(num_rows)
+        return made_for is not None and (wanted >= 2 * made_for or made_for >= 2 * wanted)
+
+    def _rows_per_partition(self, num_rows: int) -> int:
+        """All of them where searches are exact, else as many as there are partitions."""
+        exact_below = self._config.vector_index_exact_below
+        return exact_below if num_rows < exact_below else math.isqrt(num_rows)
 
 
-async def _make_vector_index(table: Any, num_rows: int) -> None:
-    """An IVF index of whole vectors: scores stay exact cosines, and only which rows are compared is approximate."""
+def rows_per_partition(vector_index: Any) -> int | None:
+    """How many rows a partition of the index was made to hold; None where that is not known."""
+    size = (vector_index.index_details or {}).get("target_partition_size")
+    return None if size is None else int(size)
+
+
+async def _make_vector_index(table: Any, rows_each: int) -> None:
+    """An IVF index of whole vectors: scores stay exact cosines, and only which rows are compared is approximate.
+
+    With one partition nothing is. It is made for its readers, who keep an index in memory: a search over 9,880 vectors
+    of 384 dimensions took 1.5 ms of CPU time, and 9.0 ms where they were read from the table.
+    """
     from lancedb.index import IvfFlat
 
-    # As many partitions as each has rows. To ask for their size is the only way to keep it: where it is not known,
-    # optimize() joins all partitions of less than some thousand rows.
-    size = math.isqrt(num_rows)
+    # To ask for the partitions' size is the only way to keep it: where it is not known, optimize() joins all
+    # partitions of less than some thousand rows.
     # Of LanceDB's 256 and 50, a quarter and two fifths: partitions that are as good, in much less time.
     training = {"sample_rate": 64, "max_iterations": 20}
-    config = IvfFlat(distance_type="dot", target_partition_size=size, **training)
+    config = IvfFlat(distance_type="dot", target_partition_size=rows_each, **training)
     await table.create_index("vector", config=config, name=VECTOR_INDEX, replace=True)
 
 

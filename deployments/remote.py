@@ -36,6 +36,8 @@ from deployments.telemetry import Reading
 # Estimates for the size of a call: a vector of 1,024 float32 values, and a passage of 256 tokens with its metadata.
 _VECTOR_BYTES = 4096
 _PASSAGE_BYTES = 2048
+# What travels is of importable classes: cloudpickle, which Serve would use, takes three times as long over it.
+_PICKLED = {"request_serialization": "pickle", "response_serialization": "pickle"}
 
 
 def _bytes_of(texts: Sequence[str]) -> int:
@@ -117,8 +119,7 @@ class _Response:
 
 
 def _caller(handle: Handle, method: str, stage: str) -> Callable[[list[Call[Any]]], Any]:
-    # What travels is of importable classes: cloudpickle, which Serve would use, takes three times as long over it.
-    remote = getattr(handle.options(request_serialization="pickle", response_serialization="pickle"), method)
+    remote = getattr(handle.options(**_PICKLED), method)
     return lambda calls: _Response(remote.remote(calls), stage)
 
 
@@ -190,7 +191,7 @@ class RemoteGenerator:
     """The Generator by handle. A stream has a call of its own: coalescing would hold its first token back."""
 
     def __init__(self, handle: Handle) -> None:
-        self._handle = handle.options(stream=True)
+        self._handle = handle.options(stream=True, **_PICKLED)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]:
         """The generator's events. Closing the iterator cancels the remote generation; no event after `budget_s`."""

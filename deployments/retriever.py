@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,9 +19,10 @@ from deployments.contracts import Call, Outcome, Passage, SearchRequest, SearchR
 from deployments.errors import DeadlineExceeded, EngineFailed, IndexMismatch, InvalidInput, StageError
 from deployments.exporter import ENABLED, TelemetryConfig, export
 from deployments.filters import no_such_field, unknown_field, where_clause
+from deployments.indexes import rows_per_partition
+from deployments.passages import ROW_ID, PassageRows
 from deployments.section import Section, load_engine
 from deployments.store import (
-    PASSAGE_COLUMNS,
     TEXT_COLUMN,
     StoreConfig,
     Tables,
@@ -30,9 +31,16 @@ from deployments.store import (
     known_fields,
 )
 from deployments.tally import BusyClock
+from deployments.telemetry import Reading
 
 Request = TypeVar("Request")
 Value = TypeVar("Value")
+
+# What a search found: the address of its row and its distance or score.
+Hit = dict[str, Any]
+
+# Commits come apart by more than a search takes, so the second search finds what the first was too early or late for.
+_MAX_SEARCHES = 3
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +59,9 @@ class RetrieverConfig(Section):
     )
     refine_factor: int | None = Field(
         None, ge=1, description="An approximate search rescores k × this many rows exactly; null: no rescoring."
+    )
+    passage_cache_bytes: int = Field(
+        256 * 2**20, ge=0, description="Texts of passages kept in memory by each replica, in bytes."
     )
 
 
@@ -71,6 +82,7 @@ class LanceSearch:
     def __init__(self, settings: RetrieverSettings) -> None:
         self._config = settings.retriever
         self._tables = Tables(settings.store)
+        self._rows = PassageRows(settings.retriever.passage_cache_bytes)
         from lancedb.query import MatchQuery
 
         self._match_query = MatchQuery
@@ -121,30 +133,60 @@ class LanceSearch:
             logger.exception("searching %r failed", first.collection)
             return [_failed(first.collection)] * len(requests)
 
+    def read(self) -> Iterator[Reading]:
+        """What telemetry exports of this engine."""
+        yield from self._rows.read()
+
     async def _match(self, request: SearchRequest, table: Any) -> SearchResult:
-        version, where = await _begin(table, request)
+        schema, version, where = await _begin(table, request)
         # A MatchQuery has no syntax: whatever the text holds is words. Half a surrogate pair would not even travel.
         text = request.text.encode("utf-8", "replace").decode()
         query = table.query().nearest_to_text(self._match_query(text, TEXT_COLUMN)).limit(request.k)
         if where is not None:
             query = query.where(where)
-        rows = await _read(query.select([*PASSAGE_COLUMNS, "_score"]))
-        return _result([_passage(row, row["_score"]) for row in rows], version)
+        query = query.select(["_score"]).with_row_id()
+        found = await self._with_passages(
+            request.collection, table, schema, lambda: _read(query), lambda hit: float(hit["_score"])
+        )
+        return _result([passage for _, passage in found], version)
 
     async def _scan(self, requests: Sequence[SearchRequest], table: Any) -> list[SearchResult]:
-        version, where = await _begin(table, requests[0])
-        found: list[list[Passage]] = [[] for _ in requests]
-        for row in await self._nearest(table, requests, where):
+        schema, version, where = await _begin(table, requests[0])
+        found = await self._with_passages(
+            requests[0].collection,
+            table,
+            schema,
+            lambda: self._nearest(table, requests, where),
             # LanceDB's dot distance is 1 − dot product.
-            found[row.get("query_index", 0)].append(_passage(row, 1.0 - row["_distance"]))
-        return [_result(passages, version) for passages in found]
+            lambda hit: 1.0 - float(hit["_distance"]),
+        )
+        passages: list[list[Passage]] = [[] for _ in requests]
+        for hit, passage in found:
+            passages[hit.get("query_index", 0)].append(passage)
+        return [_result(its, version) for its in passages]
 
-    async def _nearest(self, table: Any, requests: Sequence[SearchRequest], where: str | None) -> list[dict[str, Any]]:
+    async def _with_passages(
+        self,
+        collection: str,
+        table: Any,
+        schema: Any,
+        search: Callable[[], Awaitable[list[Hit]]],
+        score: Callable[[Hit], float],
+    ) -> list[tuple[Hit, Passage]]:
+        """What `search` finds. Where a commit takes a row away between finding and reading it, it searches again."""
+        for _ in range(_MAX_SEARCHES):
+            hits = await search()
+            rows = await self._rows.get(collection, table, schema, [hit[ROW_ID] for hit in hits])
+            if all(hit[ROW_ID] in rows for hit in hits):
+                break
+        return [(hit, rows[hit[ROW_ID]].scored(score(hit))) for hit in hits if hit[ROW_ID] in rows]
+
+    async def _nearest(self, table: Any, requests: Sequence[SearchRequest], where: str | None) -> list[Hit]:
         query = self._vector_query(table, requests)
         if where is not None:
             query = query.where(where)
         rows = await _read(query)
-        if len(rows) < len(requests) * requests[0].k and await _has_vector_index(table):
+        if len(rows) < len(requests) * requests[0].k and await _has_partitions(table):
             # What is wanted may lie in other partitions; more of them in a query means that all are always visited.
             rows = await _read(query.bypass_vector_index())
         return rows
@@ -156,17 +198,21 @@ class LanceSearch:
         query = query.distance_type("dot").limit(requests[0].k).nprobes(self._config.nprobes)
         if self._config.refine_factor is not None:
             query = query.refine_factor(self._config.refine_factor)
-        columns = [*PASSAGE_COLUMNS, "_distance"]
-        return query.select([*columns, "query_index"] if len(vectors) > 1 else columns)
+        return query.select(["_distance", "query_index"] if len(vectors) > 1 else ["_distance"]).with_row_id()
 
 
-async def _read(query: Any) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = (await query.to_arrow()).to_pylist()
-    return rows
+async def _read(query: Any) -> list[Hit]:
+    hits: list[Hit] = (await query.to_arrow()).to_pylist()
+    return hits
 
 
-async def _has_vector_index(table: Any) -> bool:
-    return any("vector" in index.columns for index in await table.list_indices())
+async def _has_partitions(table: Any) -> bool:
+    """Whether a search may leave vectors out."""
+    for index in await table.list_indices():
+        if "vector" in index.columns:
+            rows_each = rows_per_partition(index)
+            return rows_each is None or (index.num_indexed_rows or 0) > rows_each
+    return False
 
 
 def _what_is_shared(request: SearchRequest) -> tuple[Any, ...]:
@@ -186,15 +232,16 @@ def _check_complete(request: SearchRequest) -> None:
         raise InvalidInput("a vector search needs a vector")
 
 
-async def _begin(table: Any, request: SearchRequest) -> tuple[int, str | None]:
-    """The version that is about to be read, and the filter as SQL. Raises what is wrong with the request."""
+async def _begin(table: Any, request: SearchRequest) -> tuple[Any, int, str | None]:
+    """The schema and the version that are about to be read, and the filter as SQL. Raises what is wrong with the
+    request."""
     where = where_clause(request.filter)
     schema = await table.schema()
     # Read before the query: passages that are newer than the version they are filed under are merely found again.
     version = collection_version(schema, await table.version())
     _check_searchable(request, schema)
     await _check_fields(request, table, schema)
-    return version, where
+    return schema, version, where
 
 
 def _check_searchable(request: SearchRequest, schema: Any) -> None:
@@ -223,22 +270,6 @@ def _result(passages: list[Passage], version: int) -> SearchResult:
     return SearchResult(tuple(sorted(passages, key=lambda passage: (-passage.score, passage.id))), version)
 
 
-def _passage(row: dict[str, Any], score: float) -> Passage:
-    return Passage(
-        id=row["id"],
-        document_id=row["document_id"],
-        text=row["text"],
-        score=score,
-        title=row["title"],
-        source=row["source"],
-        metadata=json.loads(row["metadata"] or "{}"),
-        start=row["start"],
-        end=row["end"],
-        num_tokens=row["num_tokens"],
-        position=row["position"],
-    )
-
-
 class Retriever:
     """The deployment. Reads are snapshots, so replicas need not know of each other or of the writer."""
 
@@ -246,7 +277,9 @@ class Retriever:
         self._engine = load_engine(config.engine, RetrieverSettings(retriever=config, store=store))
         self._items = ItemCount()
         self._busy = BusyClock("search")
-        export(telemetry, "search", self._busy.read)
+        # An engine of one's own need not count anything.
+        engines_own = [self._engine.read] if hasattr(self._engine, "read") else []
+        export(telemetry, "search", self._busy.read, *engines_own)
 
     async def search(self, calls: Sequence[Call[SearchRequest]]) -> list[Outcome[SearchResult]]:
         """One outcome per call, in order."""

@@ -206,8 +206,12 @@ def collection_version(schema: Any, table_version: int) -> int:
 
     A table counts its commits from 1, whatever stood there before it; the moment it was made goes before that count.
     """
-    created_ms = int((schema.metadata or {}).get(b"raglane.created_ms", b"0"))
-    return int(created_ms * 2**20 + table_version)
+    return int(made_at_ms(schema) * 2**20 + table_version)
+
+
+def made_at_ms(schema: Any) -> int:
+    """When the table was made, in milliseconds since 1970; 0 where it was made before tables knew."""
+    return int((schema.metadata or {}).get(b"raglane.created_ms", b"0"))
 
 
 def indexed_with(schema: Any) -> tuple[str, int]:

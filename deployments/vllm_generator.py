@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from deployments.errors import ConfigError
 from deployments.exporter import ENABLED, TelemetryConfig
+from deployments.pacing import PaceConfig
 from deployments.section import Section
 from deployments.token_counting import TokenCounter
 
@@ -42,6 +43,7 @@ class VllmConfig(Section):
         description="vLLM engine and front-end arguments (max_model_len, tensor_parallel_size, chat_template, "
         "default_chat_template_kwargs, …). Unknown names fail the start.",
     )
+    pace: PaceConfig = Field(default_factory=PaceConfig, description="How often streamed answers are sent on.")
     placement_bundles: list[dict[str, float]] | None = Field(
         default=None,
         description="Ray resources of each engine worker, such as [{'GPU': 0.5}]. Default: [{'CPU': 0.5}], "
@@ -93,7 +95,7 @@ def build_vllm_generator(
         return build_llm_deployment(
             LLMConfig(**to_llm_fields(config)),
             deployment_cls=VllmGenerator,
-            bind_kwargs={"telemetry": telemetry},
+            bind_kwargs={"telemetry": telemetry, "pace": config.pace},
             override_serve_options={"name": name},
         )
     except ValueError as error:

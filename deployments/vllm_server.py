@@ -26,6 +26,7 @@ from deployments.contracts import (
 )
 from deployments.errors import ConfigError, DeadlineExceeded, EngineDead, EngineFailed, InvalidInput, StageError
 from deployments.exporter import ENABLED, TelemetryConfig, export
+from deployments.pacing import PaceConfig, Pacer
 from deployments.tally import BusyClock
 from deployments.vllm_protocol import (
     Chunk,
@@ -57,10 +58,16 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
     """
 
     async def __init__(  # type: ignore[misc]
-        self, llm_config: Any, *, telemetry: TelemetryConfig = ENABLED, **options: Any
+        self,
+        llm_config: Any,
+        *,
+        telemetry: TelemetryConfig = ENABLED,
+        pace: PaceConfig = PaceConfig(),  # noqa: B008 (frozen)
+        **options: Any,
     ) -> None:
         # The constructor above this one ends with a call of `start`.
         self._telemetry = telemetry
+        self._pacer = Pacer(pace)
         await super().__init__(llm_config, **options)
 
     async def start(self) -> None:
@@ -83,7 +90,7 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Raises InputTooLong, InvalidInput, Overloaded, DeadlineExceeded, EngineFailed or EngineDead."""
         with self._busy:
-            async with aclosing(self._generate(request)) as events:
+            async with aclosing(self._pacer.pace(self._generate(request))) as events:
                 async for event in events:
                     yield event
 

@@ -270,7 +270,7 @@ async def test_searches_are_right_while_documents_are_written_and_indexes_are_ke
     make_indexer: MakeIndexer, retriever: RemoteRetriever, real: Backend
 ) -> None:
     """Every document that was acknowledged is found by its word, whichever index or scan finds it."""
-    indexer = make_indexer(commits_per_optimize=2, vector_index_min_rows=30)
+    indexer = make_indexer(commits_per_optimize=2, vector_index_min_rows=10, vector_index_exact_below=30)
     written: set[str] = set()
 
     async def write() -> None:
@@ -293,10 +293,10 @@ async def test_searches_are_right_while_documents_are_written_and_indexes_are_ke
 
 
 class TestTheVectorIndex:
-    @pytest.fixture
-    async def indexed(self, make_indexer: MakeIndexer) -> Indexer:
-        """A hundred documents with a vector index, which cover all but the last ten of them."""
-        indexer = make_indexer(vector_index_min_rows=90, min_unindexed_rows=90)
+    @pytest.fixture(params=[90, 1000], ids=["partitions", "exact"])
+    async def indexed(self, make_indexer: MakeIndexer, request: pytest.FixtureRequest) -> Indexer:
+        """A hundred documents with a vector index, which covers all but the last ten of them."""
+        indexer = make_indexer(vector_index_min_rows=90, vector_index_exact_below=request.param, min_unindexed_rows=90)
         await indexer.index("docs", documents(90), BUDGET_S)
 
         async def covered() -> bool:
@@ -324,11 +324,12 @@ class TestTheVectorIndex:
 
         await until(covered)
 
-    async def test_its_partitions_are_as_many_as_the_rows_of_each_and_grow_with_the_collection(
+    async def test_it_is_one_partition_at_first_and_then_as_many_as_the_rows_of_each(
         self, make_indexer: MakeIndexer, tmp_path: Path
     ) -> None:
-        indexer = make_indexer(vector_index_min_rows=25, min_unindexed_rows=1, max_unindexed_share=0.01)
-        for start, end, rows_each in ((0, 25, 5), (25, 100, 10)):
+        bounds = {"vector_index_min_rows": 10, "vector_index_exact_below": 25}
+        indexer = make_indexer(**bounds, min_unindexed_rows=1, max_unindexed_share=0.01)
+        for start, end, rows_each in ((0, 10, 25), (10, 25, 5), (25, 100, 10)):
             await indexer.index("docs", documents(end - start, start), BUDGET_S)
 
             async def made(rows_each: int = rows_each) -> bool:
@@ -340,7 +341,7 @@ class TestTheVectorIndex:
     async def test_it_is_made_anew_before_it_lies_in_too_many_pieces(
         self, make_indexer: MakeIndexer, tmp_path: Path
     ) -> None:
-        bounds = {"vector_index_min_rows": 50, "vector_index_max_segments": 1}
+        bounds = {"vector_index_min_rows": 50, "vector_index_exact_below": 50, "vector_index_max_segments": 1}
         indexer = make_indexer(**bounds, min_unindexed_rows=1, max_unindexed_share=0.01)
         for start in range(0, 100, 50):
             await indexer.index("docs", documents(50, start), BUDGET_S)
