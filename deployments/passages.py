@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from deployments.byte_lru import ByteLru
@@ -26,56 +25,25 @@ _ROW_BYTES = 1024
 _Address = tuple[str, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class PassageRow:
-    """A row of a collection's table without its score, which is a search's own."""
-
-    id: str
-    document_id: str
-    text: str
-    title: str
-    source: str
-    metadata: Mapping[str, Any]
-    start: int
-    end: int
-    num_tokens: int
-    position: int
-
-    def scored(self, score: float) -> Passage:
-        """The row as what a search found."""
-        return Passage(
-            id=self.id,
-            document_id=self.document_id,
-            text=self.text,
-            score=score,
-            title=self.title,
-            source=self.source,
-            metadata=self.metadata,
-            start=self.start,
-            end=self.end,
-            num_tokens=self.num_tokens,
-            position=self.position,
-        )
-
-
 class PassageRows:
-    """Reads rows and keeps as many as `max_bytes` hold. For one event loop."""
+    """Reads passages and keeps as many as `max_bytes` hold. For one event loop."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._cache: ByteLru[_Address, PassageRow] = ByteLru(max_bytes)
+        self._cache: ByteLru[_Address, Passage] = ByteLru(max_bytes)
         self._hits = 0
         self._misses = 0
 
-    async def get(self, collection: str, table: Any, schema: Any, addresses: Sequence[int]) -> dict[int, PassageRow]:
-        """The rows by address; one that was deleted or moved since it was found is missing."""
+    async def get(self, collection: str, table: Any, schema: Any, addresses: Sequence[int]) -> dict[int, Passage]:
+        """The rows by address, all with score 0; one that was deleted or moved since it was found is missing."""
         made_ms = made_at_ms(schema)
-        wanted = dict.fromkeys(addresses)
-        known = {}
-        for address in wanted:
-            row = self._cache.get((collection, made_ms, address))
-            if row is not None:
-                known[address] = row
-        missing = [address for address in wanted if address not in known]
+        known: dict[int, Passage] = {}
+        missing = []
+        for address in dict.fromkeys(addresses):
+            passage = self._cache.get((collection, made_ms, address))
+            if passage is None:
+                missing.append(address)
+            else:
+                known[address] = passage
         self._hits += len(known)
         self._misses += len(missing)
         if missing:
@@ -84,7 +52,7 @@ class PassageRows:
             ).to_pylist()
             for values in columns:
                 address = values[ROW_ID]
-                known[address] = _row(values)
+                known[address] = _passage(values)
                 # Without the moment at which it was made, a table can't be told from its successor of the same name.
                 if made_ms:
                     self._cache.put((collection, made_ms, address), known[address], _num_bytes(values))
@@ -97,11 +65,12 @@ class PassageRows:
         yield CACHE_BYTES, ("passage",), self._cache.num_bytes
 
 
-def _row(values: Mapping[str, Any]) -> PassageRow:
-    return PassageRow(
+def _passage(values: Mapping[str, Any]) -> Passage:
+    return Passage(
         id=values["id"],
         document_id=values["document_id"],
         text=values["text"],
+        score=0.0,
         title=values["title"],
         source=values["source"],
         metadata=json.loads(values["metadata"] or "{}"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -55,8 +55,11 @@ class Hits:
     complete: bool = False
 
 
-def fuse(found: Sequence[Hits], config: FusionConfig, phrases: Sequence[str] = ()) -> list[Passage]:
-    """All passages found, ordered by their fused score; ties by id. The hits of a single search stay as they are.
+def fuse(
+    found: Sequence[Hits], config: FusionConfig, phrases: Sequence[str] = (), limit: int | None = None
+) -> list[Passage]:
+    """The passages found, at most `limit`, ordered by their fused score; ties by id. The hits of a single search stay
+    as they are.
 
     Of each query the vector and the text search are joined first, so that a query's passages are comparable. On
     SciFact's train queries adding scores ranks better than adding ranks, and what a search that was cut off did not
@@ -65,7 +68,7 @@ def fuse(found: Sequence[Hits], config: FusionConfig, phrases: Sequence[str] = (
     """
     found = [hits for hits in found if hits.passages]
     if len(found) <= 1 and not phrases:
-        return list(found[0].passages) if found else []
+        return list(found[0].passages[:limit]) if found else []
     passages = {passage.id: passage for hits in reversed(found) for passage in hits.passages}
     by_query: dict[int, list[Hits]] = {}
     for hits in found:
@@ -73,9 +76,11 @@ def fuse(found: Sequence[Hits], config: FusionConfig, phrases: Sequence[str] = (
     joined = {query: _join(parts, config) for query, parts in by_query.items()}
     fused = _add_sub_queries(joined, config)
     patterns = [phrase_pattern(phrase) for phrase in phrases]
-    for name, passage in passages.items():
-        fused[name] += config.phrase_weight * _holds_all(passage, patterns)
-    return _ordered([replace(passage, score=fused[name]) for name, passage in passages.items()])
+    if patterns:
+        for name, passage in passages.items():
+            fused[name] += config.phrase_weight * _holds_all(passage, patterns)
+    best = sorted(passages, key=lambda name: (-fused[name], name))[:limit]
+    return [passages[name].scored(fused[name]) for name in best]
 
 
 def _join(parts: Sequence[Hits], config: FusionConfig) -> Scores:
@@ -84,13 +89,13 @@ def _join(parts: Sequence[Hits], config: FusionConfig) -> Scores:
     weights = [by_kind[hits.kind] for hits in parts]
     # Where only searches without weight found something, their order is all there is.
     total_weight = sum(weights) or sum(weights := [1.0] * len(parts))
-    names = {passage.id for hits in parts for passage in hits.passages}
-    joined = dict.fromkeys(names, 0.0)
+    joined = dict.fromkeys((passage.id for hits in parts for passage in hits.passages), 0.0)
     for hits, weight in zip(parts, weights, strict=True):
         scores, unseen = _scaled(hits.passages) if config.method == "scores" else _reciprocal_ranks(hits.passages)
         unseen = min(unseen, 0.0) if hits.complete else unseen
-        for name in names:
-            joined[name] += weight / total_weight * scores.get(name, unseen)
+        share = weight / total_weight
+        for name in joined:
+            joined[name] += share * scores.get(name, unseen)
     return joined
 
 
@@ -128,8 +133,8 @@ def _add_sub_queries(joined: Mapping[int, Scores], config: FusionConfig) -> Scor
 
 
 def _holds_all(passage: Passage, phrases: Sequence[re.Pattern[str]]) -> bool:
-    text = folded(f"{passage.title}\n{passage.text}") if phrases else ""
-    return bool(phrases) and all(phrase.search(text) for phrase in phrases)
+    text = folded(f"{passage.title}\n{passage.text}")
+    return all(phrase.search(text) for phrase in phrases)
 
 
 def blend(passages: Sequence[Passage], rerank_scores: Vector, weight: float) -> list[Passage]:
@@ -152,8 +157,5 @@ def blend(passages: Sequence[Passage], rerank_scores: Vector, weight: float) -> 
 
 
 def _scored(passages: Sequence[Passage], scores: Vector) -> list[Passage]:
-    return _ordered([replace(p, score=float(score)) for p, score in zip(passages, scores, strict=True)])
-
-
-def _ordered(passages: Sequence[Passage]) -> list[Passage]:
-    return sorted(passages, key=lambda passage: (-passage.score, passage.id))
+    scored = [passage.scored(score) for passage, score in zip(passages, scores.tolist(), strict=True)]
+    return sorted(scored, key=lambda passage: (-passage.score, passage.id))

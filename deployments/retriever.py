@@ -7,7 +7,8 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -35,9 +36,6 @@ from deployments.telemetry import Reading
 
 Request = TypeVar("Request")
 Value = TypeVar("Value")
-
-# What a search found: the address of its row and its distance or score.
-Hit = dict[str, Any]
 
 # Commits come apart by more than a search takes, so the second search finds what the first was too early or late for.
 _MAX_SEARCHES = 3
@@ -145,51 +143,41 @@ class LanceSearch:
         if where is not None:
             query = query.where(where)
         query = query.select(["_score"]).with_row_id()
-        found = await self._with_passages(
-            request.collection, table, schema, lambda: _read(query), lambda hit: float(hit["_score"])
-        )
-        return _result([passage for _, passage in found], version)
+        hits, rows = await self._with_rows(request.collection, table, schema, lambda: _read(query, "_score"))
+        return _result([rows[row].scored(score) for row, score in zip(hits.rows, hits.values, strict=True)], version)
 
     async def _scan(self, requests: Sequence[SearchRequest], table: Any) -> list[SearchResult]:
         schema, version, where = await _begin(table, requests[0])
-        found = await self._with_passages(
-            requests[0].collection,
-            table,
-            schema,
-            lambda: self._nearest(table, requests, where),
-            # LanceDB's dot distance is 1 − dot product.
-            lambda hit: 1.0 - float(hit["_distance"]),
+        hits, rows = await self._with_rows(
+            requests[0].collection, table, schema, lambda: self._nearest(table, requests, where)
         )
-        passages: list[list[Passage]] = [[] for _ in requests]
-        for hit, passage in found:
-            passages[hit.get("query_index", 0)].append(passage)
-        return [_result(its, version) for its in passages]
+        found: list[list[Passage]] = [[] for _ in requests]
+        for query, row, distance in zip(hits.queries, hits.rows, hits.values, strict=True):
+            # LanceDB's dot distance is 1 − dot product.
+            found[query].append(rows[row].scored(1.0 - distance))
+        return [_result(passages, version) for passages in found]
 
-    async def _with_passages(
-        self,
-        collection: str,
-        table: Any,
-        schema: Any,
-        search: Callable[[], Awaitable[list[Hit]]],
-        score: Callable[[Hit], float],
-    ) -> list[tuple[Hit, Passage]]:
-        """What `search` finds. Where a commit takes a row away between finding and reading it, it searches again."""
+    async def _with_rows(
+        self, collection: str, table: Any, schema: Any, search: Callable[[], Awaitable[_Hits]]
+    ) -> tuple[_Hits, dict[int, Passage]]:
+        """What `search` finds and, by address, what stands there."""
         for _ in range(_MAX_SEARCHES):
             hits = await search()
-            rows = await self._rows.get(collection, table, schema, [hit[ROW_ID] for hit in hits])
-            if all(hit[ROW_ID] in rows for hit in hits):
-                break
-        return [(hit, rows[hit[ROW_ID]].scored(score(hit))) for hit in hits if hit[ROW_ID] in rows]
+            rows = await self._rows.get(collection, table, schema, hits.rows)
+            if all(row in rows for row in hits.rows):
+                return hits, rows
+            # A commit took a row away between finding and reading it; what replaced it is to be found now.
+        return hits.among(rows), rows
 
-    async def _nearest(self, table: Any, requests: Sequence[SearchRequest], where: str | None) -> list[Hit]:
+    async def _nearest(self, table: Any, requests: Sequence[SearchRequest], where: str | None) -> _Hits:
         query = self._vector_query(table, requests)
         if where is not None:
             query = query.where(where)
-        rows = await _read(query)
-        if len(rows) < len(requests) * requests[0].k and await _has_partitions(table):
+        hits = await _read(query, "_distance")
+        if len(hits.rows) < len(requests) * requests[0].k and await _has_partitions(table):
             # What is wanted may lie in other partitions; more of them in a query means that all are always visited.
-            rows = await _read(query.bypass_vector_index())
-        return rows
+            hits = await _read(query.bypass_vector_index(), "_distance")
+        return hits
 
     def _vector_query(self, table: Any, requests: Sequence[SearchRequest]) -> Any:
         vectors = [np.asarray(request.vector, dtype=np.float32) for request in requests]
@@ -201,9 +189,30 @@ class LanceSearch:
         return query.select(["_distance", "query_index"] if len(vectors) > 1 else ["_distance"]).with_row_id()
 
 
-async def _read(query: Any) -> list[Hit]:
-    hits: list[Hit] = (await query.to_arrow()).to_pylist()
-    return hits
+@dataclass(frozen=True, slots=True)
+class _Hits:
+    """What a query found, in parallel lists: the addresses of the rows, their scores or distances, and of several
+    queries at once the one that found them."""
+
+    rows: list[int]
+    values: list[float]
+    queries: list[int]
+
+    def among(self, rows: Collection[int]) -> _Hits:
+        """Those whose address is one of `rows`."""
+        kept = [index for index, row in enumerate(self.rows) if row in rows]
+        return _Hits(
+            [self.rows[index] for index in kept],
+            [self.values[index] for index in kept],
+            [self.queries[index] for index in kept],
+        )
+
+
+async def _read(query: Any, value: str) -> _Hits:
+    found = await query.to_arrow()
+    rows: list[int] = found[ROW_ID].to_numpy().tolist()
+    queries = found["query_index"].to_numpy().tolist() if "query_index" in found.column_names else [0] * len(rows)
+    return _Hits(rows, found[value].to_numpy().tolist(), queries)
 
 
 async def _has_partitions(table: Any) -> bool:

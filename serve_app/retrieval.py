@@ -166,7 +166,8 @@ class Retrieval:
         if not request.versions:
             raise request.failed.get("search") or request.failed["embed"]
         with trace.local("search", "fuse"):
-            passages = fuse(request.hits, self._config.fusion, understood.phrases)
+            depth = max(query.k, self._config.rerank_candidates)
+            passages = fuse(request.hits, self._config.fusion, understood.phrases, depth)
         if query.rerank and passages and self._config.rerank_weight:
             passages = await self._rerank(request, passages)
         version = request.versions.pop() if len(request.versions) == 1 else None
