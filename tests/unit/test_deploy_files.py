@@ -100,8 +100,8 @@ class TestProfiles:
         assert indexer["num_replicas"] == 1
         assert "autoscaling_config" not in indexer
 
-    def test_the_local_profile_is_the_default_config(self) -> None:
-        assert _config("local") == AppConfig()
+    def test_the_local_profile_is_the_default_config_for_one_machine(self) -> None:
+        assert _config("local") == AppConfig.model_validate({"lane": {"in_process": ["search", "rerank", "generate"]}})
 
     def test_cpu_vllm_is_the_local_profile_with_a_language_model(self) -> None:
         local, vllm = _config("local"), _config("cpu-vllm")

@@ -110,7 +110,7 @@ class TestRules:
     @pytest.mark.parametrize("stage", ["Embedder", "Retriever", "Reranker"])
     @pytest.mark.parametrize("limit", ["max_ongoing_requests", "max_queued_requests"])
     def test_a_stage_takes_the_calls_that_one_caller_makes(self, stage: str, limit: str) -> None:
-        document = _load("local")
+        document = _load("gpu")
         _find(document, stage)[limit] = 3
         with pytest.raises(ConfigError, match=f"{limit}: 3 is below .*in_flight, 4"):
             check_serve_document(document)
@@ -178,11 +178,11 @@ class TestReading:
 
     def test_an_entry_for_a_stage_inside_the_ingress_is_refused(self) -> None:
         document = _load("local")
-        document["applications"][0].setdefault("args", {})["lane"] = {"in_process": ["search"]}
+        check_serve_document(document)
+        document["applications"][0]["deployments"].append({"name": "Retriever"})
         with pytest.raises(ConfigError, match=r"\[Retriever\].*lane.in_process"):
             check_serve_document(document)
-        entries = document["applications"][0]["deployments"]
-        entries[:] = [entry for entry in entries if entry["name"] != "Retriever"]
+        document["applications"][0]["args"]["lane"]["in_process"].remove("search")
         check_serve_document(document)
 
     def test_another_applications_arguments_are_its_own_affair(self) -> None:
