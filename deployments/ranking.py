@@ -29,8 +29,8 @@ class FusionConfig(Section):
         "scores",
         description="scores: each search's scores divided by its best, then added up; ranks: reciprocal rank fusion.",
     )
-    vector_weight: float = Field(0.5, ge=0, description="Weight of the vector searches.")
-    text_weight: float = Field(0.5, ge=0, description="Weight of the text searches (BM25).")
+    vector_weight: float = Field(0.55, ge=0, description="Weight of the vector searches.")
+    text_weight: float = Field(0.45, ge=0, description="Weight of the text searches (BM25).")
     sub_query_weight: float = Field(
         0.1,
         ge=0,

@@ -100,14 +100,22 @@ class TestProfiles:
         assert indexer["num_replicas"] == 1
         assert "autoscaling_config" not in indexer
 
-    def test_the_local_profile_is_the_default_config_for_one_machine(self) -> None:
-        assert _config("local") == AppConfig.model_validate({"lane": {"in_process": ["search", "rerank", "generate"]}})
+    def test_the_local_profile_is_the_default_config_with_what_suits_its_machine_and_its_model(self) -> None:
+        suited = {
+            "lane": {"in_process": ["search", "rerank", "generate"]},
+            "embedder": {"max_length_tokens": 512},
+            "indexer": {"chunking": {"chunk_tokens": 512}},
+        }
+        assert _config("local") == AppConfig.model_validate(suited)
 
     def test_cpu_vllm_is_the_local_profile_with_a_language_model(self) -> None:
         local, vllm = _config("local"), _config("cpu-vllm")
         assert vllm.generator.vllm is not None
         assert vllm.generator.vllm.accelerator == "cpu"
-        assert (vllm.embedder, vllm.reranker, vllm.indexer) == (local.embedder, local.reranker, local.indexer)
+        # Its passages are half as long: a CPU reads a few hundred tokens of a prompt in a second.
+        assert vllm.embedder == local.embedder.model_copy(update={"max_length_tokens": None})
+        assert vllm.indexer.chunking.chunk_tokens < local.indexer.chunking.chunk_tokens
+        assert vllm.reranker == local.reranker
 
     @pytest.mark.parametrize("profile", ["cpu-vllm", "gpu"])
     def test_sources_question_and_answer_fit_the_language_model(self, profile: str) -> None:
