@@ -15,7 +15,7 @@ from deployments.lexical import folded, phrase_pattern
 from deployments.section import Section
 
 # A passage that a search did not return is worth at most as much there as the last one that it did.
-UNSEEN_SHARE = 0.8
+UNSEEN_SHARE = 0.9
 # Cormack, Clarke and Büttcher, "Reciprocal rank fusion outperforms Condorcet" (SIGIR 2009), section 2.
 RANK_CONSTANT = 60
 

@@ -288,7 +288,7 @@ def test_blending_loses_no_passage_and_orders_by_its_scores(pairs: list[tuple[fl
 
 
 def test_a_passage_that_a_complete_search_did_not_find_has_nothing_of_it() -> None:
-    vector = hits("vector", a=0.60, b=0.55, c=0.45)
+    vector = hits("vector", a=0.60, b=0.55, c=0.50)
     cut_off = hits("text", c=3.0)
     assert order(vector, cut_off) == "acb"
     assert order(vector, replace(cut_off, complete=True)) == "cab"
