@@ -19,6 +19,12 @@ _CODE = (
     r"|(?<!`)(?P<ticks>`+)(?!`)[^\n]*?[^`\n](?P=ticks)(?!`))"
 )
 _CODE_OR_COMMENT = re.compile(rf"{_CODE}|<!--.*?-->", re.DOTALL | re.MULTILINE)
+# CommonMark's link reference definitions, which a reader never sees; `[^1]: text` is a footnote and stays.
+_CODE_OR_DEFINITION = re.compile(
+    rf"^[ ]{{0,3}}\[(?!\^)[^\[\]\n]{{1,999}}\]:[ \t]*\S+"
+    rf"(?:[ \t]+(?:\"[^\"\n]*\"|'[^'\n]*'|\([^()\n]*\)))?[ \t]*(?:\n|\Z)|{_CODE}",
+    re.DOTALL | re.MULTILINE,
+)
 _CODE_OR_HEADING = re.compile(
     rf"^[ ]{{0,3}}(?P<level>#{{1,6}})[ \t]+(?P<heading>[^\n]+)|{_CODE}", re.DOTALL | re.MULTILINE
 )
@@ -48,7 +54,8 @@ class Extract:
 
 
 def extract_markdown(text: str) -> Extract:
-    """Return Markdown as it is, without comments and front matter; newlines are expected to be `\\n`.
+    """Return Markdown as it is, without comments, front matter and definitions of link targets; newlines are expected
+    to be `\\n`.
 
     The title is the front matter's, else the first heading of level 1, else the first heading. The other values of the
     front matter become metadata.
@@ -62,6 +69,8 @@ def extract_markdown(text: str) -> Extract:
     if last_comment_end >= len("-->"):
         head = _CODE_OR_COMMENT.sub(lambda match: match["code"] or "", text[:last_comment_end])
         text = head + text[last_comment_end:]
+    if "]:" in text:
+        text = _CODE_OR_DEFINITION.sub(lambda match: match["code"] or "", text)
     title = str(front.get("title") or "") or _first_heading(text)
     return Extract(text, title, {key: value for key, value in front.items() if key != "title"})
 

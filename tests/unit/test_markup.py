@@ -28,6 +28,45 @@ def test_the_title_of_markdown(text: str, title: str) -> None:
     assert extract_markdown(text).title == title
 
 
+def test_where_markdown_links_lead_is_no_text() -> None:
+    text = """# Errors
+
+See [the chapter][ch9] and [this][Long label] on errors[^1].
+
+[ch9]: ch09-02-recoverable-errors.html#a-shortcut
+[Long label]: <https://example.com/a> "A title"
+   [indented]: https://example.com/b 'Another'
+[^1]: A footnote says something.
+[not a definition]: it goes on with more words
+
+```
+[in code]: stays.html
+```
+[last]: end.html"""
+    extracted = extract_markdown(text).text
+    assert (
+        extracted
+        == """# Errors
+
+See [the chapter][ch9] and [this][Long label] on errors[^1].
+
+[^1]: A footnote says something.
+[not a definition]: it goes on with more words
+
+```
+[in code]: stays.html
+```
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["[a]: " * 20_000, "[" * 100_000 + "]:", "[a]: x " + '"' * 100_000, "[" + "a" * 100_000 + "]:"]
+)
+def test_what_only_looks_like_a_definition_is_read_in_linear_time(text: str) -> None:
+    assert extract_markdown(text).text == text
+
+
 def test_markdown_keeps_its_text_without_comments_and_front_matter() -> None:
     front = "---\ntitle: T\nauthor: Ada\ndate: 2024-05-01\n---\n"
     before = "# Head\n\nSome *text*"

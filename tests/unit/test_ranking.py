@@ -74,9 +74,9 @@ def test_which_search_answers_first_makes_no_difference(
 @given(st.dictionaries(names, scores, max_size=6), st.sampled_from(("scores", "ranks")))
 def test_the_hits_of_a_single_search_stay_as_they_are(found: dict[str, float], method: str) -> None:
     single = hits("text", **found)
-    assert fuse([hits("vector"), single, hits("text", 1)], FusionConfig.model_validate(EQUAL | {"method": method})) == list(
-        single.passages
-    )
+    assert fuse(
+        [hits("vector"), single, hits("text", 1)], FusionConfig.model_validate(EQUAL | {"method": method})
+    ) == list(single.passages)
 
 
 @pytest.mark.parametrize("found", [(), (hits("vector"),), (hits("vector"), hits("text"), hits("text", 1))])
