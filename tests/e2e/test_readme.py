@@ -44,8 +44,12 @@ def raglane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
             command, cwd=ROOT, env=raglane.environ, capture_output=True, text=True, check=False, timeout=300
         )
         assert up.returncode == 0, up.stderr
-        for promised in ("[1]", "generator: extractive", "generate", raglane.url):
+        for promised in ("generator: extractive", "generate", raglane.url):
             assert promised in up.stdout
+        # Which sources a quoting answer cites is up to the documents; each is listed under its number.
+        cited = set(re.findall(r"[.!?] \[(\d+)\]", up.stdout))
+        assert cited
+        assert cited <= set(re.findall(r"^\[(\d+)\] ", up.stdout, re.MULTILINE))
         yield raglane
 
 
