@@ -1,8 +1,9 @@
-"""Types of command-line arguments that several benchmarks take; each raises ArgumentTypeError for nonsense."""
+"""Command-line arguments that several benchmarks take, and their types, which raise ArgumentTypeError for nonsense."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,8 +22,24 @@ def counts(text: str) -> tuple[int, ...]:
     return tuple(count(part) for part in text.split(","))
 
 
-def engine_argument(text: str) -> tuple[str, Any]:
-    """`NAME=VALUE`, the value read as YAML: true, 16, a text."""
+def add_corpus(parser: argparse.ArgumentParser) -> None:
+    """`--corpus`: where the texts come from."""
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        default=Path("data/scifact/corpus.jsonl"),
+        help="BEIR corpus with queries.jsonl beside it; made-up texts where there is none (default: %(default)s)",
+    )
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """`--engine-arg NAME=VALUE`, any number of times, the value read as YAML: true, 16, a text."""
+    parser.add_argument(
+        "--engine-arg", type=_engine_argument, action="append", default=[], metavar="NAME=VALUE", help=meaning
+    )
+
+
+def _engine_argument(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE")

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.arguments import count, counts, engine_argument
+from benchmarks.arguments import add_corpus, add_engine_arguments, count, counts
 from benchmarks.command import end_as_interrupted, record
 from benchmarks.streaming.comparison import compare, take_turns, targets
 from benchmarks.streaming.contenders import HOST, contenders, serve_document
@@ -134,20 +134,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=count, default=64, help="length of each answer (default: %(default)s)")
     parser.add_argument("--sources", type=count, default=3, help="passages in a prompt (default: %(default)s)")
     parser.add_argument("--source-words", type=count, default=60, help="of a passage (default: %(default)s)")
-    parser.add_argument(
-        "--corpus",
-        type=Path,
-        default=Path("data/scifact/corpus.jsonl"),
-        help="BEIR corpus with queries.jsonl beside it; made-up texts where there is none (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--engine-arg",
-        type=engine_argument,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="vLLM's, for both sides: max_num_seqs=16",
-    )
+    add_corpus(parser)
+    add_engine_arguments(parser, "vLLM's, for both sides: max_num_seqs=16")
     parser.add_argument("--port", type=int, default=8000, help="of the server (default: %(default)s)")
     parser.add_argument("--turn-timeout-s", type=float, default=600.0, metavar="S", help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts (default: %(default)s)")

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.arguments import count
+from benchmarks.arguments import add_corpus, count
 from benchmarks.command import record
 from benchmarks.experiment import ExperimentError
 from benchmarks.gpu.batched import EngineSettings
@@ -123,12 +123,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: %(default)s)")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument(
-        "--corpus",
-        type=Path,
-        default=Path("data/scifact/corpus.jsonl"),
-        help="BEIR corpus with queries.jsonl beside it; made-up texts where there is none (default: %(default)s)",
-    )
+    add_corpus(parser)
     parser.add_argument("--items", type=count, default=4096, help="texts or pairs in a round (default: %(default)s)")
     parser.add_argument(
         "--texts",

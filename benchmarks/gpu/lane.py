@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.arguments import counts, engine_argument
+from benchmarks.arguments import add_corpus, add_engine_arguments, counts
 from benchmarks.command import record
 from benchmarks.experiment import Slo
 from benchmarks.gpu.lane_benchmark import STEPS, LaneBenchmark, LaneOptions
@@ -108,12 +108,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--work", type=Path, default=Path("build/gpu-lane"), help="what steps leave (default: %(default)s)"
     )
-    parser.add_argument(
-        "--corpus",
-        type=Path,
-        default=Path("data/scifact/corpus.jsonl"),
-        help="BEIR corpus with queries.jsonl beside it; made-up texts where there is none (default: %(default)s)",
-    )
+    add_corpus(parser)
     parser.add_argument("--documents", type=int, default=1000, help="documents to ingest (default: %(default)s)")
     parser.add_argument(
         "--clients", type=counts, default=(1, 8, 32, 64), help="of each load, 1,8,32 (default: 1,8,32,64)"
@@ -126,14 +121,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--slo-ttft-s", type=float, default=0.3, help="p99 of first tokens (default: %(default)s)")
     parser.add_argument("--slo-itl-s", type=float, default=0.1, help="p99 of mean token times (default: %(default)s)")
     parser.add_argument("--gpu-memory-gib", type=float, help="of the GPU (default: what torch says)")
-    parser.add_argument(
-        "--engine-arg",
-        type=engine_argument,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="vLLM's, for the server and the engine alone: enforce_eager=true",
-    )
+    add_engine_arguments(parser, "vLLM's, for the server and the engine alone: enforce_eager=true")
     parser.add_argument("--port", type=int, default=8000, help="of the server (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the texts (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/gpu-lane-….json)")

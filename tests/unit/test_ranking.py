@@ -63,6 +63,11 @@ def test_every_passage_that_was_found_is_in_the_fused_order_once(found: list[Hit
     assert passages == sorted(passages, key=lambda passage: (-passage.score, passage.id))
 
 
+@given(found_lists, configs, st.integers(1, 8), st.sampled_from(((), ("text of a",))))
+def test_a_limit_keeps_the_best(found: list[Hits], config: FusionConfig, limit: int, phrases: tuple[str, ...]) -> None:
+    assert fuse(found, config, phrases, limit) == fuse(found, config, phrases)[:limit]
+
+
 @given(found_lists, configs, st.randoms(use_true_random=False))
 def test_which_search_answers_first_makes_no_difference(
     found: list[Hits], config: FusionConfig, shuffler: random.Random
