@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-import httpx
+import aiohttp
+import orjson
 
 from benchmarks.connections import Connections
 from benchmarks.experiment import Target
@@ -64,7 +65,7 @@ class RequestClient:
             kind, message = failure.kind, str(failure)
         except TimeoutError:
             kind, message = "timeout", f"no whole answer within {self._timeout_s:g} s"
-        except httpx.HTTPError as error:
+        except aiohttp.ClientError as error:
             kind, message = "connection", str(error) or type(error).__name__
         end_s = now_s()
         tokens = exchange.token_times_s
@@ -84,21 +85,23 @@ class RequestClient:
     async def _exchange(self, body: bytes, exchange: _Exchange, now_s: Callable[[], float]) -> None:
         method, path = self._target.method, self._target.path
         async with self._connections.request(method, path, headers=self._headers, body=body) as response:
-            exchange.status = response.status_code
-            if kind := error_kind_of(response.status_code):
-                raise RequestFailed(kind, _error_message(response.status_code, await response.aread()))
+            exchange.status = response.status
+            if kind := error_kind_of(response.status):
+                raise RequestFailed(kind, _error_message(response.status, await response.read()))
             if self._stream:
                 answer = await _read_stream(response, exchange, now_s)
             else:
-                answer = _parse_object(await response.aread())
+                answer = _parse_object(await response.read())
         _take_answer(answer, exchange)
 
 
-async def _read_stream(response: httpx.Response, exchange: _Exchange, now_s: Callable[[], float]) -> dict[str, Any]:
+async def _read_stream(
+    response: aiohttp.ClientResponse, exchange: _Exchange, now_s: Callable[[], float]
+) -> dict[str, Any]:
     """Read events to the stream's end and return the data of `done`."""
     decoder = EventDecoder()
     done: Event | None = None
-    async for chunk in response.aiter_bytes():
+    async for chunk in response.content.iter_any():
         arrived_s = now_s()
         for event in decoder.feed(chunk):
             if event.name == "error":
@@ -126,7 +129,7 @@ def _take_answer(answer: dict[str, Any], exchange: _Exchange) -> None:
 
 def _parse_object(body: bytes) -> dict[str, Any]:
     try:
-        answer = json.loads(body)
+        answer = orjson.loads(body)
     except ValueError as error:
         raise RequestFailed("malformed", f"the answer is not JSON: {error}") from error
     if not isinstance(answer, dict):

@@ -28,7 +28,7 @@ PACKAGES = (
     "uvicorn",
     "uvloop",
     "orjson",
-    "httpx",
+    "aiohttp",
     "ir-measures",
 )
 

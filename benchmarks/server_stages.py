@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import httpx
+import aiohttp
 
 from benchmarks.connections import Connections
 
@@ -32,10 +32,10 @@ async def fetch(connections: Connections) -> dict[str, StageCounters] | None:
     try:
         async with asyncio.timeout(TIMEOUT_S):
             async with connections.request("GET", PATH, headers={"Accept": "application/json"}, body=b"") as response:
-                body = await response.aread()
-    except (TimeoutError, httpx.HTTPError):
+                body = await response.read()
+    except (TimeoutError, aiohttp.ClientError):
         return None
-    return _parse(body) if response.status_code == 200 else None
+    return _parse(body) if response.status == 200 else None
 
 
 def difference(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-import httpx
+import aiohttp
 
 from benchmarks.connections import Connections
 from benchmarks.gpu.exchange import Exchange
@@ -50,7 +50,7 @@ class LaneClient:
                 await self._read(question, stream, now_s)
         except TimeoutError:
             stream.error_kind, stream.error = "timeout", f"no whole answer within {self._timeout_s:g} s"
-        except httpx.HTTPError as error:
+        except aiohttp.ClientError as error:
             stream.error_kind, stream.error = "connection", str(error) or type(error).__name__
         if stream.error_kind is None and stream.done is None:
             stream.error_kind, stream.error = "stream", "the stream ended without a `done` event"
@@ -59,13 +59,13 @@ class LaneClient:
     async def _read(self, question: str, stream: _Stream, now_s: Clock) -> None:
         body = json.dumps(self._options | {"question": question}).encode()
         async with self._connections.request("POST", "/v1/answers", headers=HEADERS, body=body) as response:
-            stream.status = response.status_code
-            stream.error_kind = error_kind_of(response.status_code)
+            stream.status = response.status
+            stream.error_kind = error_kind_of(response.status)
             if stream.error_kind is not None:
-                stream.error = (await response.aread()).decode("utf-8", "replace")
+                stream.error = (await response.read()).decode("utf-8", "replace")
                 return
             decoder = EventDecoder()
-            async for chunk in response.aiter_bytes():
+            async for chunk in response.content.iter_any():
                 arrived_s = now_s()
                 for event in decoder.feed(chunk):
                     match event.name:
