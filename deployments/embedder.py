@@ -21,6 +21,7 @@ from deployments.exporter import ENABLED, TelemetryConfig, export
 from deployments.hop import serve_each
 from deployments.models import Dtype, model_location, model_name
 from deployments.padding import LENGTH_MULTIPLE, Padding
+from deployments.replica import settle
 from deployments.section import Section
 from deployments.tokenizing import BatchTokenizer
 from deployments.torch_runtime import forward_pass, set_up
@@ -193,6 +194,7 @@ class Embedder:
         self._batcher = MicroBatcher(self._engine, config.batching, "embedder", "embed")
         self._items = ItemCount()
         export(telemetry, "embed", self._batcher.read)
+        settle()
 
     async def embed(self, calls: Sequence[Call[EmbedRequest]]) -> list[Outcome[Embeddings]]:
         """One outcome per call, in order; a call fails with the error of the first of its texts that failed."""

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from deployments import telemetry
+from deployments.replica import in_replica
 from deployments.section import Section
 from deployments.telemetry import Metric, Reading
 
@@ -42,14 +43,7 @@ def export(config: TelemetryConfig, stage: str, *sources: Source) -> Lifetime:
     Exports nothing where telemetry is off, nor outside a Serve replica, where nobody would gather it.
     """
     lifetime = Lifetime(stage)
-    if not config.enabled:
-        return lifetime
-    from ray import serve
-    from ray.serve.exceptions import RayServeException
-
-    try:
-        serve.get_replica_context()
-    except RayServeException:
+    if not config.enabled or not in_replica():
         return lifetime
     exporter = Exporter((lifetime.read, *sources), _ray_metric)
     threading.Thread(target=exporter.run, name=f"{stage}-metrics", daemon=True).start()

@@ -36,6 +36,7 @@ from deployments.evidence import EvidenceConfig, Scored, SentenceEvidence
 from deployments.exporter import ENABLED, TelemetryConfig, export
 from deployments.hop import serve_each
 from deployments.lexical import count_words
+from deployments.replica import settle
 from deployments.section import Section, load_engine
 from deployments.store import StoreConfig
 from deployments.tally import BusyClock
@@ -212,6 +213,7 @@ class Generator:
         self._engine: Generates = load_engine(config.engine, settings, RemoteEmbedder(embedder))
         self._busy = BusyClock("generate")
         export(telemetry, "generate", self._busy.read)
+        settle()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]:
         """The engine's events, none of them after the request's budget."""
@@ -225,8 +227,9 @@ class Generator:
         return await serve_each(calls, self._answer)
 
     async def _answer(self, request: GenerateRequest, budget_s: float) -> Timed[tuple[GenerationEvent, ...]]:
-        async with aclosing(self.generate(replace(request, budget_s=budget_s))) as stream:
-            events = tuple([event async for event in stream])
+        with self._busy:
+            async with aclosing(self._engine.generate(replace(request, budget_s=budget_s))) as stream:
+                events = tuple([event async for event in stream])
         timing = next((event.timing for event in events if isinstance(event, Generated)), StageTiming())
         return Timed(events, timing)
 

@@ -56,6 +56,8 @@ async def serve_each(
     calls: Sequence[Call[Request]], handler: Callable[[Request, float], Awaitable[Timed[Value]]]
 ) -> list[Outcome[Value]]:
     """Serve the items of one hop side by side, each within its own budget, and return an outcome for each, in order."""
+    if len(calls) == 1:
+        return [await _serve_one(calls[0], handler)]
     return list(await asyncio.gather(*(_serve_one(call, handler) for call in calls)))
 
 
@@ -161,16 +163,20 @@ class Hop(Generic[Request, Value]):
         return batch
 
     async def _send(self, batch: list[_Waiting[Request, Value]]) -> None:
+        flight = _Flight(asyncio.current_task(), len(batch))
+        for waiting in batch:
+            waiting.future.add_done_callback(flight.caller_left)
         try:
             try:
-                outcomes = await self._attempt(batch)
+                outcomes = await self._attempt(batch, flight)
             except StageUnavailable:
-                outcomes = await self._attempt(batch)
+                outcomes = await self._attempt(batch, flight)
         except StageError as error:
             outcomes = [Outcome(error=error)] * len(batch)
         except Exception:
             logger.exception("a call to the %s stage failed", self._name)
             outcomes = [Outcome(error=StageUnavailable(f"the {self._name} stage failed"))] * len(batch)
+        flight.land()
         for waiting, outcome in zip(batch, outcomes, strict=True):
             if waiting.future.done():
                 continue
@@ -180,26 +186,39 @@ class Hop(Generic[Request, Value]):
             else:
                 waiting.future.set_result(outcome.unwrap())
 
-    async def _attempt(self, batch: list[_Waiting[Request, Value]]) -> list[Outcome[Value]]:
+    async def _attempt(self, batch: list[_Waiting[Request, Value]], flight: _Flight) -> list[Outcome[Value]]:
         now = time.monotonic()
         response = self._call([Call(waiting.request, max(0.0, waiting.expires_at - now)) for waiting in batch])
-        answer = asyncio.ensure_future(_await(response))
-        everyone_gone = asyncio.ensure_future(_all_done([waiting.future for waiting in batch]))
         try:
-            await asyncio.wait((answer, everyone_gone), return_when=asyncio.FIRST_COMPLETED)
-            if answer.cancelled():
-                raise StageUnavailable(f"a call to the {self._name} stage was cancelled from outside")
-            if answer.done():
-                return _unless_all_unavailable(answer.result())
-            raise DeadlineExceeded(f"nobody waits for this call to the {self._name} stage any more")
-        finally:
-            everyone_gone.cancel()
-            if not answer.done():
-                # Giving up the await stops nothing by itself: the stage keeps working until it is told to stop.
-                response.cancel()
-                answer.cancel()
-                # A cancelled Ray call ends with an error of its own, which asyncio logs unless somebody looks at it.
-                answer.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            return _unless_all_unavailable(await response)
+        except asyncio.CancelledError:
+            if not flight.is_cancelled():
+                raise StageUnavailable(f"a call to the {self._name} stage was cancelled from outside") from None
+            # Giving up the await stops nothing by itself: the stage keeps working until it is told to stop.
+            response.cancel()
+            raise
+
+
+class _Flight:
+    """A call under way in a task of its own, which is cancelled when the last of its callers has gone."""
+
+    def __init__(self, task: asyncio.Task[None] | None, num_callers: int) -> None:
+        self._task = task
+        self._num_callers = num_callers
+
+    def caller_left(self, future: asyncio.Future[Any]) -> None:
+        """One of the callers waits no more."""
+        self._num_callers -= 1
+        if self._num_callers == 0 and self._task is not None:
+            self._task.cancel()
+
+    def land(self) -> None:
+        """The call is over: its callers leave with their answers."""
+        self._task = None
+
+    def is_cancelled(self) -> bool:
+        """Whether it was this side that gave the call up; a call cancelled elsewhere ends in the same bare error."""
+        return self._task is not None and self._task.cancelling() > 0
 
 
 def _unless_all_unavailable(outcomes: list[Outcome[Value]]) -> list[Outcome[Value]]:
@@ -209,12 +228,3 @@ def _unless_all_unavailable(outcomes: list[Outcome[Value]]) -> list[Outcome[Valu
         assert errors[0] is not None
         raise errors[0]
     return outcomes
-
-
-async def _await(response: Response[Value]) -> Value:
-    value: Value = await response
-    return value
-
-
-async def _all_done(futures: Sequence[asyncio.Future[Any]]) -> None:
-    await asyncio.wait(futures)

@@ -22,6 +22,7 @@ from deployments.exporter import ENABLED, TelemetryConfig, export
 from deployments.hop import serve_each
 from deployments.models import Dtype, model_location, model_name
 from deployments.padding import LENGTH_MULTIPLE, Padding
+from deployments.replica import settle
 from deployments.section import Section
 from deployments.store import StoreConfig
 from deployments.tally import BusyClock
@@ -160,6 +161,7 @@ class Reranker:
         else:
             self._evidence = SentenceEvidence(store, RemoteEmbedder(embedder), config.evidence)
             export(telemetry, "rerank", self._busy.read)
+        settle()
 
     async def rerank(self, calls: Sequence[Call[RerankRequest]]) -> list[Outcome[Vector]]:
         """One outcome per call, in order: (len(candidates),) float32, higher is better."""

@@ -22,6 +22,7 @@ from deployments.exporter import ENABLED, TelemetryConfig, export
 from deployments.filters import no_such_field, unknown_field, where_clause
 from deployments.indexes import rows_per_partition
 from deployments.passages import ROW_ID, PassageRows
+from deployments.replica import settle
 from deployments.section import Section, load_engine
 from deployments.store import (
     TEXT_COLUMN,
@@ -289,6 +290,7 @@ class Retriever:
         # An engine of one's own need not count anything.
         engines_own = [self._engine.read] if hasattr(self._engine, "read") else []
         export(telemetry, "search", self._busy.read, *engines_own)
+        settle()
 
     async def search(self, calls: Sequence[Call[SearchRequest]]) -> list[Outcome[SearchResult]]:
         """One outcome per call, in order."""

@@ -16,13 +16,13 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from deployments.context import ContextBuilder
-from deployments.contracts import EmbeddingModel, Generates
+from deployments.contracts import EmbeddingModel, Generates, Reranks
 from deployments.embedder import Embedder
 from deployments.embedding_cache import CachedEmbedder
 from deployments.errors import NotFound, StageError, StageUnavailable
 from deployments.exporter import export
 from deployments.generator import FALLBACK, Generator, coalesces, generator_name, has_fallback
-from deployments.in_process import InProcessHandle
+from deployments.in_process import InProcessAnswerer, InProcessHandle, InProcessReranker
 from deployments.indexer import Indexer
 from deployments.llm_rewriting import LlmRewriter
 from deployments.models import model_location
@@ -37,6 +37,7 @@ from deployments.remote import (
     RemoteRetriever,
     readiness,
 )
+from deployments.replica import settle
 from deployments.reranker import Reranker, reranker_name
 from deployments.retriever import Retriever
 from deployments.tally import LaneTally, RequestTally, SilentTally
@@ -75,23 +76,23 @@ class Ingress:
     def __init__(self, config: AppConfig, handles: Mapping[str, DeploymentHandle]) -> None:
         self._config = config
         self._handles = dict(handles)
-        self._inside: dict[str, InProcessHandle] = {}
+        self._inside: dict[str, Any] = {}
         self._spans = build_request_spans(config.tracing, _whereabouts())
 
     def check_health(self) -> None:
         """Raise when a stage in this process is dead, so that Serve replaces this replica."""
         for stage in self._inside.values():
-            stage.check_health()
+            InProcessHandle(stage).check_health()
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Build the HTTP app inside the replica's running loop, as handles need one."""
         config = self._config
         self._inside = _stages_inside(config, self._handles["Embedder"])
-        handles = {**self._handles, **self._inside}
+        handles = {**self._handles, **{name: InProcessHandle(stage) for name, stage in self._inside.items()}}
         embedder = RemoteEmbedder(handles["Embedder"], config.hops.embed)
         embedding_model = await _model_of(embedder)
-        reranker = RemoteReranker(handles["Reranker"], config.hops.rerank)
-        generator = _generator_by(handles["Generator"], config, config.generator.vllm is None)
+        reranker = self._reranker()
+        generator = self._generator(handles["Generator"])
         cached_embedder = CachedEmbedder(embedder, embedding_model.name, config.lane.embedding_cache)
         retriever = RemoteRetriever(handles["Retriever"], config.hops.search)
         stages = Stages(
@@ -112,7 +113,9 @@ class Ingress:
             # The loop keeps no task alive that nobody holds.
             self._asking = asyncio.create_task(coverage.keep_asking())
         tally, requests = LaneTally() if counts else SilentTally(), RequestTally()
-        answerers = [one.read for one in (generator, stages.fallback) if isinstance(one, RemoteAnswerer)]
+        called = (embedder, retriever, reranker, generator, stages.fallback)
+        ways = (RemoteEmbedder, RemoteRetriever, RemoteReranker, RemoteAnswerer)
+        hops = [stage.read for stage in called if isinstance(stage, ways)]
         lifetime = export(
             config.telemetry,
             INGRESS,
@@ -120,10 +123,7 @@ class Ingress:
             requests.read,
             coverage.read,
             lambda: _read_caches(cached_embedder, lane),
-            embedder.read,
-            retriever.read,
-            reranker.read,
-            *answerers,
+            *hops,
         )
         reporter = StageReporter(
             serve.get_replica_context().replica_tag, lifetime.seconds, config.http.stages_patience_s
@@ -146,7 +146,20 @@ class Ingress:
         observers = [_counting(requests)] if counts else []
         if self._spans is not None:
             observers.append(self._spans)
+        settle()
         return create_api(services, observers=observers, echo_request_id=False)
+
+    def _reranker(self) -> Reranks:
+        inside = self._inside.get("Reranker")
+        if inside is not None:
+            return InProcessReranker(inside)
+        return RemoteReranker(self._handles["Reranker"], self._config.hops.rerank)
+
+    def _generator(self, handle: Handle) -> Generates:
+        inside = self._inside.get("Generator")
+        if inside is not None and coalesces(self._config.generator):
+            return InProcessAnswerer(inside)
+        return _generator_by(handle, self._config, is_engine=self._config.generator.vllm is None)
 
     async def __del__(self) -> None:
         """Serve awaits this when the last request is over, and then kills the replica without any exit handler."""
@@ -164,14 +177,14 @@ def _whereabouts() -> dict[str, str]:
     }
 
 
-def _stages_inside(config: AppConfig, embedder: DeploymentHandle) -> dict[str, InProcessHandle]:
+def _stages_inside(config: AppConfig, embedder: DeploymentHandle) -> dict[str, Any]:
     """The stages that this process runs itself, under the names of the deployments that they stand for."""
     make: dict[InProcessStage, Callable[[], Any]] = {
         "search": lambda: Retriever(config.retriever, config.store, config.telemetry),
         "rerank": lambda: Reranker(config.reranker, config.store, embedder, config.telemetry),
         "generate": lambda: Generator(config.generator, config.store, embedder, config.telemetry),
     }
-    return {DEPLOYMENT_OF[stage]: InProcessHandle(make[stage]()) for stage in config.lane.in_process}
+    return {DEPLOYMENT_OF[stage]: make[stage]() for stage in config.lane.in_process}
 
 
 def _generator_by(handle: Handle, config: AppConfig, is_engine: bool) -> RemoteAnswerer | RemoteGenerator:

@@ -111,22 +111,22 @@ class CancelOnDisconnect:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body_read, gone = asyncio.Event(), asyncio.Event()
-        if scope["method"] in _WITHOUT_BODY:
-            # Nobody will read a body, and so nobody would notice that the client has left.
-            body_read.set()
+        work = asyncio.current_task()
+        assert work is not None
+        gone = asyncio.Event()
+        watcher: asyncio.Task[None] | None = None
 
         async def receive_body() -> Message:
-            if body_read.is_set():
+            nonlocal watcher
+            if watcher is not None:
                 await gone.wait()
                 return {"type": "http.disconnect"}
             message = await receive()
             if not message.get("more_body", False):
-                body_read.set()
+                watcher = asyncio.create_task(watch())
             return message
 
         async def watch() -> None:
-            await body_read.wait()
             while (await receive())["type"] != "http.disconnect":
                 pass
             gone.set()
@@ -134,22 +134,24 @@ class CancelOnDisconnect:
 
         async def send_while_watched(message: Message) -> None:
             # Servers report a disconnect after the last byte of a response, too: that one must cancel nothing.
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
+            if watcher is not None and message["type"] == "http.response.body" and not message.get("more_body", False):
                 watcher.cancel()
             await send(message)
 
-        async def run() -> None:
-            await self._app(scope, receive_body, send_while_watched)
-
-        work = asyncio.create_task(run())
-        watcher = asyncio.create_task(watch())
+        if scope["method"] in _WITHOUT_BODY:
+            # Nobody will read a body, and so nobody would notice that the client has left.
+            watcher = asyncio.create_task(watch())
         try:
-            await work
+            await self._app(scope, receive_body, send_while_watched)
         except asyncio.CancelledError:
-            if not gone.is_set():
+            # The server's own cancellation comes first where both were asked for.
+            if not gone.is_set() or work.cancelling() > 1:
                 raise
         finally:
-            watcher.cancel()
+            if gone.is_set():
+                work.uncancel()
+            if watcher is not None:
+                watcher.cancel()
 
 
 class ErrorBoundary:

@@ -45,12 +45,14 @@ class Stage:
 
 
 class Response:
+    """Like Ray Serve's: giving up the await stops nothing."""
+
     def __init__(self, task: asyncio.Future[Any], stage: Stage) -> None:
         self._task = task
         self._stage = stage
 
     def __await__(self) -> Any:
-        return self._task.__await__()
+        return asyncio.shield(self._task).__await__()
 
     def cancel(self) -> None:
         self._stage.cancelled += not self._task.done()
