@@ -1,30 +1,36 @@
-"""How often the streams of one replica may speak: what a stream has to say before its turn travels as one message.
+"""How often the streams of one replica may speak: what an engine says before its stream's turn travels as one piece.
 
-A message between two replicas costs about the same with one token in it as with ten. With one message for every token
-the two processes at its ends, each a single event loop, are busy long before the engine is: many streams pay for
-messages what they could have had as tokens.
+A piece costs about the same on its way out with one token in it as with ten. With one for every token the processes
+that it passes, each a single event loop, are busy long before the engine is: many streams pay for messages what they
+could have had as tokens.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
+from typing import Generic, TypeVar
 
 from pydantic import Field
 
-from deployments.contracts import Delta, GenerationEvent
 from deployments.section import Section
+
+Piece = TypeVar("Piece")
+
+MESSAGES_PER_S = 1000.0
+CPU_MESSAGES_PER_S = 250.0
 
 
 class PaceConfig(Section):
     """Bounds of what a replica sends while it streams. The first piece and the end of an answer never wait."""
 
-    max_messages_per_s: float = Field(
-        default=1000.0,
+    max_messages_per_s: float | None = Field(
+        default=None,
         gt=0,
         description="Of all streams of a replica together: with n of them, text that comes within n ÷ this many "
-        "seconds of the last piece travels with the next one.",
+        "seconds of the last piece travels with the next one. null: 250 for an engine on the CPU, which messages "
+        "take their time from, else 1000.",
     )
     max_hold_ms: float = Field(
         default=50.0,
@@ -36,19 +42,21 @@ class PaceConfig(Section):
 class Pacer:
     """Shares the pace among the streams of one event loop."""
 
-    def __init__(self, config: PaceConfig) -> None:
-        self._config = config
+    def __init__(self, config: PaceConfig, default_per_s: float = MESSAGES_PER_S) -> None:
+        """`default_per_s` stands where the config leaves the number of messages open."""
+        self._max_messages_per_s = config.max_messages_per_s or default_per_s
+        self._max_hold_s = config.max_hold_ms / 1000
         self._num_streams = 0
 
-    async def pace(self, events: AsyncGenerator[GenerationEvent]) -> AsyncGenerator[GenerationEvent]:
-        """`events`, with the text of neighbouring deltas joined where they come faster than they may travel.
+    async def pace(self, pieces: AsyncGenerator[Piece], join: Callable[[Piece, Piece], Piece]) -> AsyncGenerator[Piece]:
+        """`pieces`, with neighbours joined where they come faster than they may travel; the last waits for nothing.
 
-        An error of `events` is raised after the text before it. Closing this closes `events`, whichever task it is in.
+        An error of `pieces` is raised after what came before it. Closing this closes `pieces`, whichever task it is in.
         """
         loop = asyncio.get_running_loop()
-        waiting = _Waiting()
+        waiting = _Waiting(join)
         # The engine is listened to all the time, so that its end is seen at once and nothing of it is held there.
-        listening = asyncio.create_task(_listen(events, waiting))
+        listening = asyncio.create_task(_listen(pieces, waiting))
         self._num_streams += 1
         next_at = loop.time()
         try:
@@ -58,11 +66,11 @@ class Pacer:
                     with suppress(TimeoutError):
                         async with asyncio.timeout_at(next_at):
                             await waiting.ended.wait()
-                for event in waiting.take():
-                    yield event
+                for piece in waiting.take():
+                    yield piece
                 next_at = loop.time() + self._interval_s()
-            for event in waiting.take():
-                yield event
+            for piece in waiting.take():
+                yield piece
             await listening
         finally:
             self._num_streams -= 1
@@ -71,43 +79,37 @@ class Pacer:
             await asyncio.gather(listening, return_exceptions=True)
 
     def _interval_s(self) -> float:
-        return min(self._num_streams / self._config.max_messages_per_s, self._config.max_hold_ms / 1000)
+        return min(self._num_streams / self._max_messages_per_s, self._max_hold_s)
 
 
-class _Waiting:
+class _Waiting(Generic[Piece]):
     """What has come and was not sent yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, join: Callable[[Piece, Piece], Piece]) -> None:
         self.something = asyncio.Event()
         self.ended = asyncio.Event()
-        self._texts: list[str] = []
-        self._others: list[GenerationEvent] = []
+        self._join = join
+        self._joined: list[Piece] = []
 
-    def add(self, event: GenerationEvent) -> None:
-        if isinstance(event, Delta):
-            self._texts.append(event.text)
-        else:
-            self._others.append(event)
+    def add(self, piece: Piece) -> None:
+        self._joined = [self._join(self._joined[0], piece)] if self._joined else [piece]
         self.something.set()
 
     def end(self) -> None:
         self.ended.set()
         self.something.set()
 
-    def take(self) -> list[GenerationEvent]:
-        """Everything so far: its text in one piece, then what ended it."""
-        taken: list[GenerationEvent] = [Delta("".join(self._texts))] if self._texts else []
-        taken += self._others
-        self._texts.clear()
-        self._others.clear()
+    def take(self) -> list[Piece]:
+        """Everything so far in one piece, if there is anything."""
+        taken, self._joined = self._joined, []
         self.something.clear()
         return taken
 
 
-async def _listen(events: AsyncGenerator[GenerationEvent], waiting: _Waiting) -> None:
+async def _listen(pieces: AsyncGenerator[Piece], waiting: _Waiting[Piece]) -> None:
     try:
-        async with aclosing(events):
-            async for event in events:
-                waiting.add(event)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                waiting.add(piece)
     finally:
         waiting.end()

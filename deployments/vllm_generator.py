@@ -77,6 +77,9 @@ class VllmConfig(Section):
         return self
 
 
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+
+
 def build_vllm_generator(
     config: VllmConfig, name: str = "Generator", telemetry: TelemetryConfig = ENABLED
 ) -> Application:
@@ -139,6 +142,10 @@ def _engine_defaults(config: VllmConfig) -> dict[str, Any]:
     defaults: dict[str, Any] = {"enable_per_request_metrics": True, "structured_outputs_config": constrained}
     if config.accelerator == "cpu":
         defaults["enforce_eager"] = True  # compiling would need a C++ compiler on every node
+        if not {"tensor_parallel_size", "pipeline_parallel_size"} & config.engine_kwargs.keys():
+            # With a process of its own for the one worker, it and the engine wait for each other by spinning, and take
+            # two cores from whoever else is on the machine. vLLM does that for the threads that it binds; ours are not.
+            defaults["distributed_executor_backend"] = ONE_PROCESS
     return defaults
 
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.llm._internal.serve.core.configs.openai_api_models import TokenizeChatRequest
+from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
@@ -26,7 +27,8 @@ from deployments.contracts import (
 )
 from deployments.errors import ConfigError, DeadlineExceeded, EngineDead, EngineFailed, InvalidInput, StageError
 from deployments.exporter import ENABLED, TelemetryConfig, export
-from deployments.pacing import PaceConfig, Pacer
+from deployments.pacing import CPU_MESSAGES_PER_S, MESSAGES_PER_S, PaceConfig, Pacer
+from deployments.replica import settle
 from deployments.tally import BusyClock
 from deployments.vllm_protocol import (
     Chunk,
@@ -51,6 +53,16 @@ class LocalModel(CallbackBase):  # type: ignore[misc]
         self.ctx.run_init_node = False
 
 
+class _Engine(VLLMEngine):  # type: ignore[misc]
+    """ray.serve.llm's engine with the executor that the configuration names: on a CPU Ray 2.60 puts another there."""
+
+    def _start_async_llm_engine(self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any) -> Any:
+        configured = self.llm_config.engine_kwargs.get("distributed_executor_backend")
+        if configured is not None and self.llm_config.accelerator_config.kind == "cpu":
+            vllm_engine_config.parallel_config.distributed_executor_backend = configured
+        return super()._start_async_llm_engine(vllm_engine_args, vllm_engine_config, placement_group)
+
+
 class VllmGenerator(LLMServer):  # type: ignore[misc]
     """Streams answers from one vLLM engine. Closing a stream, or its budget running out, aborts the engine's request.
 
@@ -67,8 +79,9 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
     ) -> None:
         # The constructor above this one ends with a call of `start`.
         self._telemetry = telemetry
-        self._pacer = Pacer(pace)
-        await super().__init__(llm_config, **options)
+        on_cpu = llm_config.accelerator_config.kind == "cpu"
+        self._pacer = Pacer(pace, CPU_MESSAGES_PER_S if on_cpu else MESSAGES_PER_S)
+        await super().__init__(llm_config, engine_cls=_Engine, **options)
 
     async def start(self) -> None:
         self._busy = BusyClock("generate")
@@ -76,6 +89,7 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
         self._choose_thread_count()
         await super().start()
         self._restore_tokenization()
+        self._pace_the_engine()
         request = GenerateRequest("", (), _PROBE, GenerationOptions(max_tokens=1), budget_s=_PROBE_BUDGET_S)
         try:
             async for _ in self.generate(request):
@@ -86,11 +100,12 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
                 f"engine_kwargs.chat_template (a path or the template itself). The engine said: {error}"
             ) from error
         export(self._telemetry, "generate", self._busy.read)
+        settle()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Raises InputTooLong, InvalidInput, Overloaded, DeadlineExceeded, EngineFailed or EngineDead."""
         with self._busy:
-            async with aclosing(self._pacer.pace(self._generate(request))) as events:
+            async with aclosing(self._generate(request)) as events:
                 async for event in events:
                     yield event
 
@@ -145,6 +160,11 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
         if tokenization is not None and self.engine._oai_serving_tokenization is None:
             self.engine._oai_serving_tokenization = tokenization
 
+    def _pace_the_engine(self) -> None:
+        # Between the engine and what makes a chat message of its every output: that costs more than the message does.
+        chat = self.engine._oai_serving_chat
+        chat.engine_client = _PacedEngine(chat.engine_client, self._pacer)
+
     @property
     def _model_id(self) -> str:
         return cast(str, self._llm_config.model_id)
@@ -194,3 +214,23 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
             if as_error(counted) is None:
                 return too_long(self._model_id, counted.count, request.options.max_tokens, counted.max_model_len)
         return to_stage_error(error)
+
+
+class _PacedEngine:
+    """vLLM's engine client, whose outputs of one request are joined where they come faster than they may travel."""
+
+    def __init__(self, client: Any, pacer: Pacer) -> None:
+        self._client = client
+        self._pacer = pacer
+
+    def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        return self._pacer.pace(self._client.generate(*args, **kwargs), _join)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+def _join(earlier: Any, later: Any) -> Any:
+    """Two outputs of one request as vLLM itself joins them where nobody has taken the first; both are deltas."""
+    earlier.add(later, aggregate=True)
+    return earlier

@@ -116,6 +116,8 @@ def engine_arguments(device: Device, memory: GpuMemory | None) -> dict[str, Any]
             "max_num_batched_tokens": 2048,
             "enforce_eager": True,
             "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
+            # As raglane has it by itself: engine and worker in one process, which do not wait for each other by spinning.
+            "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
         }
     if memory is None:
         raise ExperimentError("a GPU's memory has to be divided first")

@@ -5,50 +5,48 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from operator import add
 
 import pytest
 
-from deployments.contracts import Delta, Generated, GenerationEvent, StageTiming, Usage
 from deployments.errors import ConfigError, EngineFailed, RaglaneError
 from deployments.pacing import PaceConfig, Pacer
 from tests.virtual_time import timed
 
-END = Generated("stop", Usage(3, 5), StageTiming(compute_s=1.0), "tiny")
 # With n streams a piece may follow the last after n × 10 ms.
 HUNDRED_A_SECOND = PaceConfig(max_messages_per_s=100, max_hold_ms=1000)
 
 
 class Engine:
-    """Says `texts`, one every `every_s`, and ends well or with an error."""
+    """Says `texts`, one every `every_s`, and ends well or with a failure."""
 
-    def __init__(self, texts: str, every_s: float, end: Generated | RaglaneError = END) -> None:
+    def __init__(self, texts: str, every_s: float, failure: RaglaneError | None = None) -> None:
         self.closed_at: float | None = None
         self.said = 0
         self._texts = texts
         self._every_s = every_s
-        self._end = end
+        self._failure = failure
 
-    async def generate(self) -> AsyncGenerator[GenerationEvent]:
+    async def generate(self) -> AsyncGenerator[str]:
         try:
             for text in self._texts:
                 self.said += 1
-                yield Delta(text)
+                yield text
                 await asyncio.sleep(self._every_s)
-            if isinstance(self._end, RaglaneError):
-                raise self._end
-            yield self._end
+            if self._failure is not None:
+                raise self._failure
         finally:
             self.closed_at = asyncio.get_running_loop().time()
 
 
-Arrival = tuple[int, GenerationEvent]
+Arrival = tuple[int, str]
 
 
 async def read(pacer: Pacer, engine: Engine) -> list[Arrival]:
-    """The events with the milliseconds at which they came."""
+    """The pieces with the milliseconds at which they came."""
     loop = asyncio.get_running_loop()
-    async with aclosing(pacer.pace(engine.generate())) as events:
-        return [(round(1000 * loop.time()), event) async for event in events]
+    async with aclosing(pacer.pace(engine.generate(), add)) as texts:
+        return [(round(1000 * loop.time()), text) async for text in texts]
 
 
 def arrivals(config: PaceConfig, *engines: Engine) -> list[list[Arrival]]:
@@ -61,12 +59,12 @@ def arrivals(config: PaceConfig, *engines: Engine) -> list[list[Arrival]]:
 
 def test_pieces_that_come_slower_than_the_pace_travel_one_by_one() -> None:
     [events] = arrivals(HUNDRED_A_SECOND, Engine("abc", every_s=0.020))
-    assert events == [(0, Delta("a")), (20, Delta("b")), (40, Delta("c")), (60, END)]
+    assert events == [(0, "a"), (20, "b"), (40, "c")]
 
 
 def test_pieces_that_come_faster_travel_together_and_the_first_and_the_end_do_not_wait() -> None:
     [events] = arrivals(HUNDRED_A_SECOND, Engine("abcdefgh", every_s=0.003))
-    assert events == [(0, Delta("a")), (10, Delta("bcd")), (20, Delta("efg")), (24, Delta("h")), (24, END)]
+    assert events == [(0, "a"), (10, "bcd"), (20, "efg"), (24, "h")]
 
 
 def test_many_streams_share_the_pace() -> None:
@@ -76,39 +74,39 @@ def test_many_streams_share_the_pace() -> None:
     for count in (1, 4, 10):
         streams = arrivals(HUNDRED_A_SECOND, *engines(count))
         messages = sum(len(events) for events in streams)
-        # Two seconds of speech; besides the pace, each stream has its first piece, its last and its end.
-        assert 190 <= messages <= 200 + 3 * count
+        # Two seconds of speech; besides the pace, each stream has its first piece and its last.
+        assert 190 <= messages <= 200 + 2 * count
         for events in streams:
-            assert "".join(event.text for _, event in events if isinstance(event, Delta)) == "a" * 200
-            assert events[0] == (0, Delta("a"))
+            assert "".join(text for _, text in events) == "a" * 200
+            assert events[0] == (0, "a")
 
 
 def test_a_stream_that_is_left_alone_speaks_as_often_as_one_alone() -> None:
     short, long = arrivals(HUNDRED_A_SECOND, Engine("ab", every_s=0.010), Engine("a" * 12, every_s=0.010))
-    assert [at for at, _ in short] == [0, 20, 20]
+    assert [at for at, _ in short] == [0, 20]
     assert [at for at, _ in long[:4]] == [0, 20, 30, 40]
 
 
 def test_text_is_held_no_longer_than_the_bound() -> None:
     config = PaceConfig(max_messages_per_s=1, max_hold_ms=30)
     [events] = arrivals(config, Engine("abcdefgh", every_s=0.007))
-    assert events == [(0, Delta("a")), (30, Delta("bcde")), (56, Delta("fgh")), (56, END)]
+    assert events == [(0, "a"), (30, "bcde"), (56, "fgh")]
 
 
 def test_nothing_is_held_where_the_bound_is_zero() -> None:
     config = PaceConfig(max_messages_per_s=1, max_hold_ms=0)
     [events] = arrivals(config, Engine("abc", every_s=0.001))
-    assert events == [(0, Delta("a")), (1, Delta("b")), (2, Delta("c")), (3, END)]
+    assert events == [(0, "a"), (1, "b"), (2, "c")]
 
 
 def test_a_failure_is_raised_at_once_and_after_the_text_before_it() -> None:
     async def run() -> tuple[list[Arrival], int]:
         loop = asyncio.get_running_loop()
-        engine = Engine("abc", every_s=0.002, end=EngineFailed("it broke"))
+        engine = Engine("abc", every_s=0.002, failure=EngineFailed("it broke"))
         events: list[Arrival] = []
 
         async def read_on() -> None:
-            async for event in Pacer(HUNDRED_A_SECOND).pace(engine.generate()):
+            async for event in Pacer(HUNDRED_A_SECOND).pace(engine.generate(), add):
                 events.append((round(1000 * loop.time()), event))
 
         with pytest.raises(EngineFailed, match="it broke"):
@@ -116,20 +114,20 @@ def test_a_failure_is_raised_at_once_and_after_the_text_before_it() -> None:
         return events, round(1000 * loop.time())
 
     (events, failed_at), _ = timed(run)
-    assert events == [(0, Delta("a")), (6, Delta("bc"))]
+    assert events == [(0, "a"), (6, "bc")]
     assert failed_at == 6
 
 
 def test_a_failure_before_the_first_word_is_raised() -> None:
     with pytest.raises(EngineFailed):
-        arrivals(HUNDRED_A_SECOND, Engine("", every_s=0.0, end=EngineFailed("it broke")))
+        arrivals(HUNDRED_A_SECOND, Engine("", every_s=0.0, failure=EngineFailed("it broke")))
 
 
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_who_stops_reading_stops_the_engine(pieces: int) -> None:
     async def run() -> tuple[float | None, float, int]:
         engine = Engine("a" * 1000, every_s=0.010)
-        stream = Pacer(HUNDRED_A_SECOND).pace(engine.generate())
+        stream = Pacer(HUNDRED_A_SECOND).pace(engine.generate(), add)
         for _ in range(pieces):
             await anext(stream)
         await stream.aclose()
@@ -156,13 +154,13 @@ def test_a_stream_that_is_over_counts_no_more() -> None:
     async def run() -> list[Arrival]:
         pacer = Pacer(HUNDRED_A_SECOND)
         with pytest.raises(EngineFailed):
-            await read(pacer, Engine("a", every_s=0, end=EngineFailed("it broke")))
-        stream = pacer.pace(Engine("ab", every_s=3600).generate())
+            await read(pacer, Engine("a", every_s=0, failure=EngineFailed("it broke")))
+        stream = pacer.pace(Engine("ab", every_s=3600).generate(), add)
         await anext(stream)
         await stream.aclose()
         return await read(pacer, Engine("abc", every_s=0.010))
 
-    assert [at for at, _ in timed(run)[0]] == [0, 10, 20, 30]
+    assert [at for at, _ in timed(run)[0]] == [0, 10, 20]
 
 
 def test_a_pace_of_no_messages_is_refused() -> None:
