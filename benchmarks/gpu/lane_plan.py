@@ -116,7 +116,7 @@ def engine_arguments(device: Device, memory: GpuMemory | None) -> dict[str, Any]
             "max_num_batched_tokens": 2048,
             "enforce_eager": True,
             "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
-            # As raglane has it by itself: engine and worker in one process, so that neither spins waiting for the other.
+            # As raglane has it by itself: engine and worker in one process, where neither spins waiting for the other.
             "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
         }
     if memory is None:
