@@ -163,7 +163,7 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
     def _pace_the_engine(self) -> None:
         # Between the engine and what makes a chat message of its every output: that costs more than the message does.
         chat = self.engine._oai_serving_chat
-        chat.engine_client = _PacedEngine(chat.engine_client, self._pacer)
+        chat.engine_client = PacedEngine(chat.engine_client, self._pacer)
 
     @property
     def _model_id(self) -> str:
@@ -216,7 +216,7 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
         return to_stage_error(error)
 
 
-class _PacedEngine:
+class PacedEngine:
     """vLLM's engine client, whose outputs of one request are joined where they come faster than they may travel."""
 
     def __init__(self, client: Any, pacer: Pacer) -> None:

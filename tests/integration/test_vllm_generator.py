@@ -244,6 +244,12 @@ def test_a_model_without_a_chat_template_fails_the_start_with_the_remedy(cluster
         serve.delete("mute")
 
 
+def test_the_engine_and_its_worker_share_a_process(generator: Generator) -> None:
+    family = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    assert sum("VLLM::EngineCore" in name for name in family) == 1
+    assert not [name for name in family if "VLLM::Worker" in name]
+
+
 async def test_a_dead_engine_ends_its_streams_and_its_replica_is_replaced(generator: Generator) -> None:
     assert await generator.handle.ready.remote()
     stream = generator.generate(max_tokens=LONG)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from deployments.contracts import GenerateRequest, GenerationOptions, Usage
 from deployments.errors import ConfigError, EngineFailed, InputTooLong, InvalidInput, Overloaded, StageError
 from deployments.token_counting import CONVERSATION_OVERHEAD_TOKENS, MESSAGE_OVERHEAD_TOKENS, TokenCounter
-from deployments.vllm_generator import VllmConfig, build_token_counter, to_llm_fields
+from deployments.vllm_generator import ONE_PROCESS, VllmConfig, build_token_counter, to_llm_fields
 from deployments.vllm_protocol import (
     parse_events,
     to_chat_fields,
@@ -176,6 +176,17 @@ class TestConfig:
         config = VllmConfig(model_id="tiny", engine_kwargs={"kv_cache_memory_bytes": 2**28})
 
         assert "VLLM_CPU_KVCACHE_SPACE" not in to_llm_fields(config)["runtime_env"]["env_vars"]
+
+    def test_one_worker_on_a_cpu_shares_the_engine_s_process_unless_told_otherwise(self) -> None:
+        def executor(**engine_kwargs: Any) -> Any:
+            fields = to_llm_fields(VllmConfig(model_id="tiny", engine_kwargs=engine_kwargs))
+            return fields["engine_kwargs"].get("distributed_executor_backend")
+
+        assert executor() == ONE_PROCESS
+        assert executor(distributed_executor_backend="mp") == "mp"
+        assert executor(tensor_parallel_size=2) is None
+        gpu = to_llm_fields(VllmConfig(model_id="tiny", accelerator="gpu"))
+        assert "distributed_executor_backend" not in gpu["engine_kwargs"]
 
     def test_cpu_threads_are_counted_but_not_bound_to_cores(self) -> None:
         env_vars = to_llm_fields(VllmConfig(model_id="tiny", cpu_threads=3))["runtime_env"]["env_vars"]
