@@ -29,6 +29,7 @@ PACKAGES = (
     "uvloop",
     "orjson",
     "aiohttp",
+    "httpx",
     "ir-measures",
 )
 

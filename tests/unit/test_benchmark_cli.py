@@ -99,7 +99,7 @@ def test_an_experiment_leaves_one_result_with_everything_needed_to_judge_it(tmp_
     assert result["experiment"]["name"] == "small"
     assert result["seed"] == 3
     assert {"commit", "dirty", "started_at", "command"} <= result.keys()
-    assert {"python", "httpx", "numpy"} <= result["versions"].keys()
+    assert {"python", "aiohttp", "httpx", "numpy"} <= result["versions"].keys()
     assert result["hardware"]["num_cores"] >= 1
     assert [(load["load"]["kind"], load["repeat"]) for load in result["loads"]] == [
         ("closed", 0),
