@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 # Python's own first threshold, 700, is met several times within one request, whose objects die without any collector:
-# with 64 requests under way collecting took a quarter of the ingress' own CPU time (docs/benchmarks.md).
+# with 64 requests under way collecting took a quarter of the ingress' own CPU time (docs/adr/0014).
 _ALLOCATIONS = 10_000
 
 
@@ -25,7 +25,7 @@ def settle() -> None:
     """In a replica that has loaded what it needs: collect garbage seldom, and never look at what was loaded again.
 
     A collection of everything goes through the million objects of torch and its like, and stops the event loop for
-    100 ms. Elsewhere nothing is changed, since what is loaded in a test or a notebook may well go again.
+    90 ms. Elsewhere nothing is changed, since what is loaded in a test or a notebook may well go again.
     """
     if not in_replica():
         return
