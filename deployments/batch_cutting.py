@@ -1,4 +1,4 @@
-"""Which of the waiting items share a batch."""
+"""Which of the waiting items share a batch: those of like length, or the oldest where rows take no padding."""
 
 from __future__ import annotations
 
@@ -55,3 +55,16 @@ def cut_batch(lengths: Sequence[int], anchor: int, config: BatchingConfig) -> tu
         real += length
         lo, hi = min(lo, index), max(hi, index + 1)
     return lo, hi
+
+
+def cut_packed(lengths: Sequence[int], config: BatchingConfig) -> int:
+    """How many of the oldest items an engine that packs takes at once; `lengths` are in the order of their arrival.
+
+    Rows and tokens stay within their limits, of which padding is no part. An item longer than the budget goes alone.
+    """
+    tokens = 0
+    for count, length in enumerate(lengths[: config.max_batch_rows]):
+        tokens += length
+        if count > 0 and tokens > config.max_batch_tokens:
+            return count
+    return min(len(lengths), config.max_batch_rows)

@@ -2,7 +2,8 @@
 
 Two threads stand behind one event loop. The preparing thread tokenises what arrives while the working thread runs the
 engine; the working thread takes its next batch itself, the moment it is free, so no timer and no trip through the
-event loop stands between two forward passes.
+event loop stands between two forward passes. On a device that works through a queue of its own, such as a GPU, not even
+the making of the batch does: a second batch is put behind the one that runs, if there are items for more than one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from deployments import telemetry
-from deployments.batch_cutting import BatchingConfig, cut_batch
+from deployments.batch_cutting import BatchingConfig, cut_batch, cut_packed
 from deployments.contracts import PRIORITIES, Priority, Stage, StageTiming, Timed
 from deployments.errors import (
     DeadlineExceeded,
@@ -53,6 +54,20 @@ class BatchEngine(Protocol[Item_contra, Prepared, Result_co]):
 
     def run(self, batch: Sequence[Prepared]) -> Sequence[Result_co]:
         """One result for each prepared item, in order. Raises EngineDead when this engine will never work again."""
+        ...
+
+
+class QueueingEngine(BatchEngine[Item_contra, Prepared, Result_co], Protocol):
+    """An engine whose device has a queue. An engine may have either of these beside what every BatchEngine has.
+
+    `packs` says that rows stand end to end in a batch and none is padded: the oldest items then go together, whatever
+    their lengths.
+    """
+
+    packs: bool
+
+    def launch(self, batch: Sequence[Prepared]) -> Callable[[], Sequence[Result_co]]:
+        """Put a batch into the device's queue; what is returned waits for its results. Called from `run`'s thread."""
         ...
 
 
@@ -90,14 +105,28 @@ class _Entry(Generic[Item, Prepared, Result]):
     length: int = 0
 
 
+@dataclass(slots=True, eq=False)
+class _Running(Generic[Item, Prepared, Result]):
+    """A batch in the engine, or in its queue. `collect` waits for one result or error for each entry."""
+
+    entries: list[_Entry[Item, Prepared, Result]]
+    started_at: float
+    collect: Callable[[], list[Result | StageError]]
+
+
 def _length(entry: _Entry[Any, Any, Any]) -> int:
     return entry.length
+
+
+def _sequence(entry: _Entry[Any, Any, Any]) -> int:
+    return entry.sequence
 
 
 class MicroBatcher(Generic[Item, Prepared, Result]):
     """Runs items of many callers through one engine in batches.
 
-    A batch starts as soon as the engine is free, with the oldest waiting item and those of like length around it.
+    A batch starts as soon as the engine is free, with the oldest waiting item and those of like length around it, or,
+    for an engine that packs, with the oldest items.
     Cancelled and expired items are dropped before the forward pass. An item that makes the engine raise fails alone.
     When a thread dies every waiter fails at once and `check_health` raises from then on.
     """
@@ -106,8 +135,13 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
         self, engine: BatchEngine[Item, Prepared, Result], config: BatchingConfig, name: str, stage: Stage
     ) -> None:
         self._engine = engine
+        self._launch: Callable[[Sequence[Prepared]], Callable[[], Sequence[Result]]] | None
+        self._launch = getattr(engine, "launch", None)
+        self._packs: bool = getattr(engine, "packs", False)
+        self._order = _sequence if self._packs else _length
+        self._engine_free_at = 0.0
         self._stage = stage
-        self._batches = BatchTally(stage)
+        self._batches = BatchTally(stage, padded=not self._packs)
         self._dropped = DropTally(stage)
         self._config = config
         self._name = name
@@ -218,7 +252,7 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
             taken = self._prepare(alive)
             with self._lock:
                 for entry in taken:
-                    bisect.insort(self._ready[entry.request.priority], entry, key=_length)
+                    bisect.insort(self._ready[entry.request.priority], entry, key=self._order)
                 if taken:
                     self._ready_changed.notify()
 
@@ -238,47 +272,82 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
         return taken
 
     def _work_loop(self) -> None:
+        running: _Running[Item, Prepared, Result] | None = None
         while True:
             with self._lock:
-                batch = self._next_batch()
-                while not batch and self._death is None:
+                batch = self._next_batch(ahead=running is not None)
+                while not batch and running is None and self._death is None:
                     self._ready_changed.wait()
                     batch = self._next_batch()
                 if self._death is not None:
                     return
-            started = time.perf_counter()
-            results = _isolating(self._engine.run, [entry.prepared for entry in batch], self._name)
-            compute_s = time.perf_counter() - started
-            self._batches.add([entry.length for entry in batch], compute_s)
-            for request in {entry.request for entry in batch}:
-                request.compute_s += compute_s
-                request.largest_batch = max(request.largest_batch, len(batch))
-            self._dropped.add("failed", sum(isinstance(result, StageError) for result in results))
-            self._settle(list(zip(batch, results, strict=True)))
+            started = self._start(batch) if batch else None
+            if running is not None:
+                self._finish(running)
+            running = started
+            if running is not None and self._launch is None:
+                self._finish(running)
+                running = None
 
-    def _next_batch(self) -> list[_Entry[Item, Prepared, Result]]:
-        """Take the next batch out of the ready items; empty when there is none. Called with the lock held."""
+    def _start(self, entries: list[_Entry[Item, Prepared, Result]]) -> _Running[Item, Prepared, Result]:
+        """Launch a batch where the engine has a queue; elsewhere it runs when it is finished."""
+        started_at = time.perf_counter()
+        prepared = [entry.prepared for entry in entries]
+        work: Callable[[Sequence[Any]], Sequence[Any]] = self._engine.run
+        if self._launch is not None:
+            work = _launched(self._launch, self._engine.run, prepared)
+        return _Running(entries, started_at, lambda: _isolating(work, prepared, self._name))
+
+    def _finish(self, running: _Running[Item, Prepared, Result]) -> None:
+        results = running.collect()
+        now = time.perf_counter()
+        # A batch that was launched behind another one has not been computed before that one's end.
+        compute_s = now - max(running.started_at, self._engine_free_at)
+        self._engine_free_at = now
+        entries = running.entries
+        self._batches.add([entry.length for entry in entries], compute_s)
+        for request in {entry.request for entry in entries}:
+            request.compute_s += compute_s
+            request.largest_batch = max(request.largest_batch, len(entries))
+        self._dropped.add("failed", sum(isinstance(result, StageError) for result in results))
+        self._settle(list(zip(entries, results, strict=True)))
+
+    def _next_batch(self, ahead: bool = False) -> list[_Entry[Item, Prepared, Result]]:
+        """Take the next batch out of the ready items; empty when there is none. Called with the lock held.
+
+        A batch taken `ahead`, while another one runs, loses those who come before that one's end. So it is taken only
+        where it leaves somebody behind, who would not have fitted in; and it never is one of bulk items, which could
+        not be overtaken any more.
+        """
         for priority, entries in self._ready.items():
             alive = [entry for entry in entries if not self._is_gone(entry)]
             self._num_waiting -= len(entries) - len(alive)
             self._ready[priority] = alive
-        entries = self._ready[self._next_priority()]
-        if not entries:
+        priority = self._next_priority()
+        entries = self._ready[priority]
+        if not entries and not ahead:
+            self._interactive_streak = 0
+        if not entries or (ahead and priority == "bulk"):
             return []
-        anchor = min(range(len(entries)), key=lambda i: entries[i].sequence)
-        lo, hi = cut_batch([entry.length for entry in entries], anchor, self._config)
+        lo, hi = self._cut(entries)
+        if ahead and hi - lo == len(entries):
+            return []
+        self._interactive_streak = self._interactive_streak + 1 if priority == "interactive" else 0
         batch = entries[lo:hi]
         del entries[lo:hi]
         self._num_waiting -= len(batch)
         return batch
 
+    def _cut(self, entries: Sequence[_Entry[Item, Prepared, Result]]) -> tuple[int, int]:
+        lengths = [entry.length for entry in entries]
+        if self._packs:
+            return 0, cut_packed(lengths, self._config)
+        anchor = min(range(len(entries)), key=lambda i: entries[i].sequence)
+        return cut_batch(lengths, anchor, self._config)
+
     def _next_priority(self) -> Priority:
         turn_of_bulk = self._interactive_streak >= self._config.interactive_batches_per_bulk
-        if self._ready["interactive"] and not (turn_of_bulk and self._ready["bulk"]):
-            self._interactive_streak += 1
-            return "interactive"
-        self._interactive_streak = 0
-        return "bulk"
+        return "interactive" if self._ready["interactive"] and not (turn_of_bulk and self._ready["bulk"]) else "bulk"
 
     def _is_gone(self, entry: _Entry[Item, Prepared, Result]) -> bool:
         # Nobody waits for an expired item either: its caller's own timer has run out with the same budget.
@@ -333,6 +402,28 @@ def _wake(requests: Sequence[_Request[Any]], error: StageUnavailable | None) -> 
             request.future.set_result(None)
         else:
             request.future.set_exception(type(error)(error.message))
+
+
+def _launched(
+    launch: Callable[[Sequence[Any]], Callable[[], Sequence[Any]]],
+    run: Callable[[Sequence[Any]], Sequence[Any]],
+    batch: Sequence[Any],
+) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """Launch the batch; returns what `run` is to a batch, of which the first call waits for what was launched."""
+    try:
+        launched = iter([launch(batch)])
+    except EngineDead:
+        raise
+    except Exception:
+        # Whose fault it was shows when its halves are tried apart.
+        logger.debug("a batch could not be launched", exc_info=True)
+        return run
+
+    def work(part: Sequence[Any]) -> Sequence[Any]:
+        wait = next(launched, None)
+        return run(part) if wait is None else wait()
+
+    return work
 
 
 def _isolating(

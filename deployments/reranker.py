@@ -15,7 +15,7 @@ from deployments.autoscaling import ItemCount
 from deployments.batch_cutting import BatchingConfig
 from deployments.batching import BatchEngine, MicroBatcher, raise_or_return
 from deployments.contracts import Call, Outcome, RerankRequest, StageTiming, Timed, Vector
-from deployments.engine_choice import AUTO, load_model_engine
+from deployments.engine_choice import AUTO, ModelEngines, load_model_engine
 from deployments.errors import StageError
 from deployments.evidence import EvidenceConfig, SentenceEvidence
 from deployments.exporter import ENABLED, TelemetryConfig, export
@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ENGINES = ModelEngines(
+    torch="deployments.reranker:CrossEncoderScorer",
+    openvino="deployments.openvino_scorer:OpenVinoScorer",
+    packed="deployments.packed_scorer:PackedScorer",
+)
+
 
 class RerankerConfig(Section):
     """Which way of reranking, with which model."""
@@ -46,8 +52,9 @@ class RerankerConfig(Section):
     engine: str = Field(
         AUTO,
         description="Method cross_encoder: import path module:Class of the scoring engine. auto: "
-        "deployments.openvino_scorer:OpenVinoScorer on an x86 CPU where OpenVINO is installed and can run the model, "
-        "else deployments.reranker:CrossEncoderScorer.",
+        "deployments.openvino_scorer:OpenVinoScorer on an x86 CPU where OpenVINO is installed, "
+        "deployments.packed_scorer:PackedScorer on a CUDA device, and deployments.reranker:CrossEncoderScorer "
+        "elsewhere and for models that these can't run.",
     )
     model: str = Field("BAAI/bge-reranker-v2-m3", description="Cross-encoder: a model folder or a hub id.")
     device: str = Field("auto", description="cpu, cuda, cuda:N, mps, or auto: a GPU when torch sees one.")
@@ -72,11 +79,13 @@ class ScoringEngine(BatchEngine[Pair, Any, float], Protocol):
 class PairInputs:
     """What a cross-encoder reads of pairs: their token ids and segments, alone and as padded batches.
 
-    `names` are the arrays that the model takes. Two threads may use it, one for each method.
+    `names` are the arrays that the model takes, `limit` the tokens of the longest pair. Two threads may use it, one for
+    each method.
     """
 
     def __init__(self, scorer: CrossEncoder, config: RerankerConfig, length_multiple: int = LENGTH_MULTIPLE) -> None:
         limit = int(config.max_length_tokens or scorer.max_seq_length or scorer.tokenizer.model_max_length)
+        self.limit = limit
         self._padding = Padding(limit, length_multiple)
         self._tokenizer = BatchTokenizer(scorer.tokenizer, limit)
         self.names = self._tokenizer.input_names
@@ -132,13 +141,7 @@ def activated_scores(scorer: CrossEncoder, features: dict[str, torch.Tensor]) ->
 
 def load_scoring_engine(config: RerankerConfig) -> ScoringEngine:
     """The engine that the config names, built."""
-    engine: ScoringEngine = load_model_engine(
-        config.engine,
-        config.device,
-        "deployments.reranker:CrossEncoderScorer",
-        "deployments.openvino_scorer:OpenVinoScorer",
-        config,
-    )
+    engine: ScoringEngine = load_model_engine(config.engine, config.device, ENGINES, config)
     return engine
 
 

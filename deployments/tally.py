@@ -165,10 +165,11 @@ class DropTally:
 
 
 class BatchTally:
-    """What one engine ran."""
+    """What one engine ran, which pads rows to the longest of their batch unless it is not `padded`."""
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, padded: bool = True) -> None:
         self._labels = (stage,)
+        self._is_padded = padded
         self._batches = 0
         self._rows = 0
         self._tokens = 0
@@ -180,7 +181,7 @@ class BatchTally:
         self._batches += 1
         self._rows += len(lengths)
         self._tokens += sum(lengths)
-        self._padded_tokens += len(lengths) * max(lengths)
+        self._padded_tokens += len(lengths) * max(lengths) if self._is_padded else sum(lengths)
         self.busy_s += seconds
 
     def read(self) -> Iterator[Reading]:

@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 from benchmarks.gpu.shapes import EncoderShape
 from deployments.batch_cutting import BatchingConfig
 from deployments.batching import MicroBatcher, raise_or_return
+from deployments.embedder import ENGINES as EMBEDDING_ENGINES
 from deployments.embedder import EmbedderConfig, Text, load_embedding_engine
+from deployments.engine_choice import AUTO
 from deployments.models import Dtype
+from deployments.reranker import ENGINES as SCORING_ENGINES
 from deployments.reranker import RerankerConfig, load_scoring_engine
 
 BUDGET_S = 3600.0
@@ -26,7 +29,10 @@ BUDGET_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What an engine runs on and how its batches are cut; None leaves a number to the stage's own default."""
+    """What an engine runs on and how its batches are cut; None leaves a number to the stage's own default.
+
+    `is_padded` asks for the stage's plain torch engine, which pads, instead of the one that it chooses by itself.
+    """
 
     device: str
     dtype: str
@@ -35,6 +41,7 @@ class EngineSettings:
     max_batch_rows: int | None = None
     padding_slack_tokens: int | None = None
     max_padding_share: float | None = None
+    is_padded: bool = False
 
     def batching(self, num_items: int) -> BatchingConfig:
         """The stage's config, with room for `num_items` that wait."""
@@ -58,7 +65,9 @@ class Batched:
         self._is_reranker = shape.task == "rerank"
         self._items_per_request = items_per_request
         self.batching = settings.batching(num_items)
+        engines = SCORING_ENGINES if self._is_reranker else EMBEDDING_ENGINES
         fields: dict[str, Any] = {
+            "engine": engines.torch if settings.is_padded else AUTO,
             "model": str(folder),
             "device": settings.device,
             "dtype": cast(Dtype, settings.dtype),

@@ -21,6 +21,7 @@ from tests.handles import LocalHandle
 from tests.models import PASSAGE_PROMPT, QUERY_PROMPT
 
 OPENVINO = "deployments.openvino_encoder:OpenVinoEncoder"
+PACKED = "deployments.packed_encoder:PackedEncoder"
 
 Role = Literal["query", "passage"]
 
@@ -99,7 +100,12 @@ def tiny_openvino(tiny_config: EmbedderConfig) -> Embedder:
     return Embedder(tiny_config.model_copy(update={"engine": OPENVINO}))
 
 
-@pytest.fixture(params=["fake", "minilm", "minilm-bfloat16", "minilm-openvino", "tiny", "tiny-openvino"])
+@pytest.fixture(scope="session")
+def tiny_packed(tiny_config: EmbedderConfig) -> Embedder:
+    return Embedder(tiny_config.model_copy(update={"engine": PACKED}))
+
+
+@pytest.fixture(params=["fake", "minilm", "minilm-bfloat16", "minilm-openvino", "tiny", "tiny-openvino", "tiny-packed"])
 def case(request: pytest.FixtureRequest) -> Case:
     match request.param:
         case "fake":

@@ -70,7 +70,13 @@ def openvino_cross_encoder(cross_encoder_config: RerankerConfig, tmp_path_factor
     return cross_encoder_stage(config, tmp_path_factory.mktemp("store"))
 
 
-CROSS_ENCODERS = ("torch_cross_encoder", "openvino_cross_encoder")
+@pytest.fixture(scope="session")
+def packed_cross_encoder(cross_encoder_config: RerankerConfig, tmp_path_factory: pytest.TempPathFactory) -> Reranker:
+    config = cross_encoder_config.model_copy(update={"engine": "deployments.packed_scorer:PackedScorer"})
+    return cross_encoder_stage(config, tmp_path_factory.mktemp("store"))
+
+
+CROSS_ENCODERS = ("torch_cross_encoder", "openvino_cross_encoder", "packed_cross_encoder")
 
 
 @pytest.fixture(params=CROSS_ENCODERS)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.batch_cutting import BatchingConfig, cut_batch
+from deployments import telemetry
+from deployments.batch_cutting import BatchingConfig, cut_batch, cut_packed
 from deployments.batching import MicroBatcher
 from deployments.errors import (
     DeadlineExceeded,
@@ -320,3 +323,143 @@ async def test_a_question_is_tokenised_before_the_bulk_that_came_first() -> None
 async def test_more_items_than_can_ever_wait_are_too_many_not_an_overload() -> None:
     with pytest.raises(TooLarge, match="2 items at a time, not 3"):
         await batcher_of(Doubler(), max_waiting_items=2).submit([1, 2, 3], 10)
+
+
+class Device(Doubler):
+    """A doubler with a queue: what was launched is computed when `go` is set, one batch after the other."""
+
+    def __init__(self, packs: bool = False) -> None:
+        super().__init__()
+        self.packs = packs
+        self.launched: list[list[int]] = []
+
+    def launch(self, batch: Sequence[int]) -> Callable[[], list[int]]:
+        self.launched.append(list(batch))
+        return lambda: self.run(batch)
+
+
+async def launches(engine: Device, count: int) -> None:
+    while len(engine.launched) < count:  # noqa: ASYNC110 - launched by another thread
+        await asyncio.sleep(0.001)
+
+
+async def test_a_full_batch_is_launched_behind_the_one_that_runs() -> None:
+    engine = Device()
+    batcher = batcher_of(engine, max_batch_rows=2)
+    engine.go.clear()
+    waiting = asyncio.create_task(batcher.submit([3, 4, 5, 6, 7], 10))
+    await launches(engine, 2)
+    await asyncio.to_thread(engine.started.wait, 10)
+    assert engine.launched == [[3, 4], [5, 6]]
+    assert engine.batches == []
+    engine.go.set()
+    assert (await waiting).value == [6, 8, 10, 12, 14]
+
+
+async def test_a_batch_with_room_waits_for_the_engine_so_that_others_may_join() -> None:
+    engine = Device()
+    batcher = batcher_of(engine, max_batch_rows=2)
+    engine.go.clear()
+    first = asyncio.create_task(batcher.submit([3, 4, 5], 10))
+    await asyncio.to_thread(engine.started.wait, 10)
+    joining = asyncio.create_task(batcher.submit([6], 10))
+    await settled(batcher, 2)
+    assert engine.launched == [[3, 4]]
+    engine.go.set()
+    await asyncio.gather(first, joining)
+    assert engine.launched == [[3, 4], [5, 6]]
+
+
+async def test_bulk_is_never_launched_ahead_where_a_question_could_not_overtake_it() -> None:
+    engine = Device()
+    batcher = batcher_of(engine, max_batch_rows=2)
+    engine.go.clear()
+    bulk = asyncio.create_task(batcher.submit([30, 31, 32, 33, 34], 10, "bulk"))
+    await asyncio.to_thread(engine.started.wait, 10)
+    question = asyncio.create_task(batcher.submit([7], 10))
+    await settled(batcher, 4)
+    assert engine.launched == [[30, 31]]
+    engine.go.set()
+    await asyncio.gather(bulk, question)
+    assert engine.launched[1] == [7]
+
+
+@pytest.mark.parametrize("fails_at", ["launch", "end"])
+async def test_a_poisoned_item_of_a_launched_batch_fails_alone(fails_at: str) -> None:
+    engine = Device()
+
+    def poison(batch: Sequence[int]) -> None:
+        if 13 in batch:
+            raise ValueError("thirteen")
+
+    def refuse(batch: Sequence[int]) -> Callable[[], list[int]]:
+        poison(batch)
+        return launch(batch)
+
+    launch = engine.launch
+    engine.raises = poison
+    if fails_at == "launch":
+        engine.launch = refuse  # type: ignore[method-assign]
+    results = (await batcher_of(engine).submit([11, 12, 13, 14], 10)).value
+    assert isinstance(results[2], EngineFailed)
+    assert [r for r in results if not isinstance(r, StageError)] == [22, 24, 28]
+
+
+@pytest.mark.parametrize("dies_at", ["launch", "end"])
+async def test_a_device_that_is_lost_fails_all_waiters_at_once(dies_at: str) -> None:
+    engine = Device()
+
+    def die(batch: Sequence[int]) -> NoReturn:
+        raise EngineDead("the device is lost")
+
+    if dies_at == "launch":
+        engine.launch = die  # type: ignore[method-assign]
+    else:
+        engine.raises = die
+    batcher = batcher_of(engine, max_batch_rows=1)
+    waiting = [asyncio.create_task(batcher.submit([n], 60)) for n in (7, 8, 9)]
+    results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
+    assert all(isinstance(result, StageUnavailable) for result in results)
+    with pytest.raises(StageUnavailable):
+        batcher.check_health()
+
+
+async def test_time_behind_another_batch_is_no_time_of_computing() -> None:
+    engine = Device()
+    batcher = batcher_of(engine, max_batch_rows=1)
+    engine.go.clear()
+    started = time.perf_counter()
+    waiting = [asyncio.create_task(batcher.submit([n], 10)) for n in (7, 8, 9)]
+    await launches(engine, 2)
+    await asyncio.sleep(0.05)
+    engine.go.set()
+    timings = [answer.timing for answer in await asyncio.gather(*waiting)]
+    elapsed = time.perf_counter() - started
+    busy = next(value for metric, _, value in batcher.read() if metric == telemetry.REPLICA_BUSY)
+    assert 0.05 <= busy <= elapsed
+    assert sum(timing.compute_s for timing in timings) == pytest.approx(busy)
+
+
+async def test_an_engine_that_packs_takes_the_oldest_items_whatever_their_lengths() -> None:
+    engine = Device(packs=True)
+    batcher = batcher_of(engine, max_batch_tokens=100)
+    async with engine.held(batcher):
+        waiting = asyncio.create_task(batcher.submit([90, 3, 6, 2, 50], 10))
+        await settled(batcher, 5)
+    assert (await waiting).value == [180, 6, 12, 4, 100]
+    assert engine.batches == [[90, 3, 6], [2, 50]]
+    padded, tokens = (
+        next(value for metric, _, value in batcher.read() if metric == wanted)
+        for wanted in (telemetry.BATCH_PADDED, telemetry.BATCH_TOKENS)
+    )
+    assert padded == tokens
+
+
+@given(
+    lengths=st.lists(st.integers(1, 600), min_size=1, max_size=60), budget=st.integers(1, 4000), rows=st.integers(1, 40)
+)
+def test_a_packed_batch_takes_as_many_as_fit_and_at_least_one(lengths: list[int], budget: int, rows: int) -> None:
+    count = cut_packed(lengths, BatchingConfig(max_batch_tokens=budget, max_batch_rows=rows))
+    assert 1 <= count <= min(rows, len(lengths))
+    assert count == 1 or sum(lengths[:count]) <= budget
+    assert count in (rows, len(lengths)) or sum(lengths[: count + 1]) > budget

@@ -1,4 +1,4 @@
-"""Which engine `auto` stands for: OpenVINO's where it is there and can, torch's everywhere else."""
+"""Which engine `auto` stands for: OpenVINO's or the packing one where it is meant to run and can, else torch's."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from deployments import engine_choice
+from deployments import engine_choice, torch_runtime
 from deployments.embedder import EmbedderConfig, SentenceEncoder, load_embedding_engine
 from deployments.errors import ConfigError
 from deployments.openvino_encoder import OpenVinoEncoder
 from deployments.openvino_scorer import OpenVinoScorer
+from deployments.packed_encoder import PackedEncoder
+from deployments.packed_scorer import PackedScorer
 from deployments.reranker import CrossEncoderScorer, RerankerConfig, load_scoring_engine
 from tests.models import make_tiny_cross_encoder, make_tiny_embedder
 
@@ -60,6 +62,29 @@ def test_where_openvino_is_not_installed_it_is_torchs(embedder: str, monkeypatch
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
 def test_another_device_is_not_openvinos(device: str) -> None:
     assert not engine_choice.openvino_may_run(device)
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:1"])
+def test_on_a_gpu_it_is_the_one_that_packs(
+    embedder: str, scorer: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_choice, "resolve_device", lambda device: "cuda:1" if device == "cuda:1" else "cuda")
+    monkeypatch.setattr(torch_runtime, "resolve_device", lambda device: "cpu")
+    assert isinstance(load_embedding_engine(EmbedderConfig(model=embedder, device=device)), PackedEncoder)
+    assert isinstance(load_scoring_engine(RerankerConfig(model=scorer, device=device)), PackedScorer)
+
+
+def test_a_model_that_cant_be_packed_runs_on_plain_torch_and_the_log_says_why(
+    embedder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConfigError("no positions of their own")
+
+    monkeypatch.setattr("deployments.packed_encoder.PackedModule", refuse)
+    monkeypatch.setattr(engine_choice, "resolve_device", lambda device: "cuda")
+    monkeypatch.setattr(torch_runtime, "resolve_device", lambda device: "cpu")
+    assert isinstance(load_embedding_engine(EmbedderConfig(model=embedder, device="cuda")), SentenceEncoder)
+    assert "no positions of their own" in caplog.text
 
 
 @pytest.mark.usefixtures("an_x86")
