@@ -32,6 +32,12 @@ HAPROXY = Setting(
 EVERY_NODE: tuple[Setting, ...] = (
     HAPROXY,
     Setting(
+        "RAY_SERVE_HAPROXY_MAXCONN",
+        "4096",
+        "Ray before 2.60 asks for 20,000 connections, and HAProxy then refuses to start where a process may not open "
+        "50,000 files.",
+    ),
+    Setting(
         "RAY_SERVE_THROUGHPUT_OPTIMIZED",
         "1",
         "gRPC between deployments, one event loop per replica, buffered logs: several times the requests per second.",
