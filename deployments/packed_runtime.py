@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.errors import ConfigError
+from deployments.fused_layers import fuse_layers
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,8 @@ class PackedModule:
         rows = [_example(number, min(length, length_limit)) for number, length in enumerate(TRIED_LENGTHS)]
         with _hidden_states(transformer) as expected:
             self._run_padded(rows)
+        if self._device.type == "cuda":
+            fuse_layers(transformer)
         _set_attention(transformer, self._attention)
         transformer.encoder.register_forward_hook(self._unpack)
         with _hidden_states(transformer) as found:

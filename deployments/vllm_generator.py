@@ -159,7 +159,17 @@ def _runtime_env(config: VllmConfig) -> dict[str, Any]:
             env_vars["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)  # would win over the engine argument
     if config.cpu_threads:
         env_vars["OMP_NUM_THREADS"] = str(config.cpu_threads)
+    if (share := _gpu_share(config)) is not None:
+        # Ray tells this to the task that reads the engine's configuration, but not to the replica, whose engine then
+        # asks its placement group for a whole GPU.
+        env_vars["VLLM_RAY_PER_WORKER_GPUS"] = str(share)
     return {**config.runtime_env, "env_vars": {**env_vars, **config.runtime_env.get("env_vars", {})}}
+
+
+def _gpu_share(config: VllmConfig) -> float | None:
+    """The part of a GPU that each worker takes; None for a whole one."""
+    shares = {bundle["GPU"] for bundle in config.placement_bundles or () if 0 < bundle.get("GPU", 0) < 1}
+    return min(shares, default=None)
 
 
 def _deployment_defaults(config: VllmConfig) -> dict[str, Any]:

@@ -188,6 +188,21 @@ class TestConfig:
         gpu = to_llm_fields(VllmConfig(model_id="tiny", accelerator="gpu"))
         assert "distributed_executor_backend" not in gpu["engine_kwargs"]
 
+    @pytest.mark.parametrize(
+        ("bundles", "share"),
+        [
+            ([{"CPU": 1, "GPU": 0.5}], "0.5"),
+            ([{"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": 1}], None),
+            ([{"CPU": 1}], None),
+            (None, None),
+        ],
+    )
+    def test_a_replica_on_a_part_of_a_gpu_is_told_how_large_it_is(
+        self, bundles: list[dict[str, float]] | None, share: str | None
+    ) -> None:
+        config = VllmConfig(model_id="tiny", accelerator="gpu", placement_bundles=bundles)
+        assert to_llm_fields(config)["runtime_env"]["env_vars"].get("VLLM_RAY_PER_WORKER_GPUS") == share
+
     def test_cpu_threads_are_counted_but_not_bound_to_cores(self) -> None:
         env_vars = to_llm_fields(VllmConfig(model_id="tiny", cpu_threads=3))["runtime_env"]["env_vars"]
 
