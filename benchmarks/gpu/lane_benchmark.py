@@ -172,12 +172,16 @@ class LaneBenchmark:
         loads = [_load(plan, *each) for each in measured if not each[0].is_warmup]
         return {
             "device": device_name(plan.device),
-            "plan": plan.model_dump(mode="json"),
+            "plan": self._without_place(plan.model_dump(mode="json")),
             "texts": self._read("questions.json", "models")["source"],
-            "serve_config": yaml.safe_load((self._work / "serve.yaml").read_text(encoding="utf-8")),
+            "serve_config": self._without_place(yaml.safe_load((self._work / "serve.yaml").read_text("utf-8"))),
             "loads": loads,
             "summary": compare(loads, TARGET),
         }
+
+    def _without_place(self, content: Any) -> Any:
+        """`content` with the work folder's files named from there: where that folder lies is nobody's concern."""
+        return json.loads(json.dumps(content).replace(json.dumps(f"{self._work.absolute()}/")[1:-1], ""))
 
     def _plan(self) -> LanePlan:
         return LanePlan.model_validate(self._read("plan.json", "models"))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from benchmarks.connections import Connections
 from benchmarks.experiment import ExperimentError, Slo
-from benchmarks.gpu.exchange import Exchange
+from benchmarks.gpu.exchange import Exchange, streamed
 from benchmarks.gpu.lane import main
 from benchmarks.gpu.lane_analysis import (
     BETWEEN,
@@ -361,11 +361,10 @@ async def test_a_failure_is_an_exchange_with_an_error(stub: StubServer, reply: A
     assert not exchange.is_whole
 
 
-def _run(work: Path, steps: str) -> int:
+def _run(work: Path, steps: str, *more: str) -> int:
     size = ["--documents", "6", "--clients", "1,2", "--requests-per-client", "2", "--engine-arg", "max_model_len=4096"]
-    return main(
-        ["--shape", "tiny", "--device", "cpu", "--work", str(work), "--steps", steps, "--corpus", str(NOWHERE), *size]
-    )
+    what = ["--shape", "tiny", "--device", "cpu", "--work", str(work), "--steps", steps, "--corpus", str(NOWHERE)]
+    return main([*what, *size, *more])
 
 
 def test_the_models_step_leaves_all_that_the_server_and_the_engine_need(tmp_path: Path) -> None:
@@ -380,6 +379,25 @@ def test_the_models_step_leaves_all_that_the_server_and_the_engine_need(tmp_path
         assert (Path(folder) / "config.json").is_file()
     assert len((tmp_path / "documents.jsonl").read_text().splitlines()) == 6
     assert len(json.loads((tmp_path / "questions.json").read_text())["questions"]) >= 6
+
+
+def test_a_report_does_not_say_where_its_work_folder_lies(tmp_path: Path) -> None:
+    assert _run(tmp_path, "models") == EXIT_OK
+    exchange = {
+        **Exchange(streamed(0.0, [0.1, 0.2], 0.3)).to_json(),
+        "rows": [{"stage": "generate", "start_s": 0.0, "total_s": 0.3, "batch_wait_s": 0.0}],
+    }
+    loads = LanePlan.model_validate_json((tmp_path / "plan.json").read_bytes()).loads
+    for name in ("lane", "alone"):
+        content = {"loads": [[exchange] * load.num_requests for load in loads]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    out = tmp_path / "result.json"
+
+    assert _run(tmp_path, "report", "--out", str(out)) == EXIT_OK
+
+    result = json.loads(out.read_text())
+    assert result["plan"]["generator"] == "models/tiny"
+    assert str(tmp_path) not in json.dumps({name: result[name] for name in ("plan", "serve_config")})
 
 
 @pytest.mark.parametrize(("step", "missing"), [("lane", "models"), ("alone", "models"), ("report", "models")])
