@@ -29,11 +29,13 @@ class BatchingConfig(Section):
     )
 
 
-def cut_batch(lengths: Sequence[int], anchor: int, config: BatchingConfig) -> tuple[int, int]:
+def cut_batch(
+    lengths: Sequence[int], anchor: int, config: BatchingConfig, padding_cost: float = 1.0
+) -> tuple[int, int]:
     """Choose the batch around one item that must go: a slice [lo, hi) of `lengths`, which is sorted ascending.
 
-    The slice grows towards whichever neighbour adds less padding, while rows, padded tokens and padding stay within
-    their limits. An item longer than the budget goes alone.
+    The slice grows towards whichever neighbour adds less padding, while rows, tokens and padding stay within their
+    limits. Padding counts `padding_cost` times in both. An item longer than the budget goes alone.
     """
     lo, hi, real = anchor, anchor + 1, lengths[anchor]
     while hi - lo < config.max_batch_rows:
@@ -44,11 +46,11 @@ def cut_batch(lengths: Sequence[int], anchor: int, config: BatchingConfig) -> tu
         if hi < len(lengths):
             grown.append((lengths[hi] * rows, lengths[hi], hi))
         allowance = config.padding_slack_tokens + config.max_padding_share * real
-        fitting = [
-            (padded - real - length, padded, length, index)
-            for padded, length, index in grown
-            if padded <= config.max_batch_tokens and padded - real - length <= allowance
-        ]
+        fitting = []
+        for padded, length, index in grown:
+            padding = padding_cost * (padded - real - length)
+            if real + length + padding <= config.max_batch_tokens and padding <= allowance:
+                fitting.append((padding, padded, length, index))
         if not fitting:
             break
         _, _, length, index = min(fitting)

@@ -57,14 +57,14 @@ class BatchEngine(Protocol[Item_contra, Prepared, Result_co]):
         ...
 
 
-class QueueingEngine(BatchEngine[Item_contra, Prepared, Result_co], Protocol):
-    """An engine whose device has a queue. An engine may have either of these beside what every BatchEngine has.
+class AbleEngine(BatchEngine[Item_contra, Prepared, Result_co], Protocol):
+    """What an engine may have beside that, each by itself.
 
-    `packs` says that rows stand end to end in a batch and none is padded: the oldest items then go together, whatever
-    their lengths.
+    `padding_cost` is what a token of padding costs it, as a share of a real one; 1 is taken of an engine that does not
+    say. Where padding costs nothing the oldest items go together, whatever their lengths.
     """
 
-    packs: bool
+    padding_cost: float
 
     def launch(self, batch: Sequence[Prepared]) -> Callable[[], Sequence[Result_co]]:
         """Put a batch into the device's queue; what is returned waits for its results. Called from `run`'s thread."""
@@ -126,7 +126,7 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
     """Runs items of many callers through one engine in batches.
 
     A batch starts as soon as the engine is free, with the oldest waiting item and those of like length around it, or,
-    for an engine that packs, with the oldest items.
+    for an engine that computes no padding, with the oldest items.
     Cancelled and expired items are dropped before the forward pass. An item that makes the engine raise fails alone.
     When a thread dies every waiter fails at once and `check_health` raises from then on.
     """
@@ -137,11 +137,11 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
         self._engine = engine
         self._launch: Callable[[Sequence[Prepared]], Callable[[], Sequence[Result]]] | None
         self._launch = getattr(engine, "launch", None)
-        self._packs: bool = getattr(engine, "packs", False)
-        self._order = _sequence if self._packs else _length
+        self._padding_cost: float = getattr(engine, "padding_cost", 1.0)
+        self._order = _length if self._padding_cost else _sequence
         self._engine_free_at = 0.0
         self._stage = stage
-        self._batches = BatchTally(stage, padded=not self._packs)
+        self._batches = BatchTally(stage, self._padding_cost)
         self._dropped = DropTally(stage)
         self._config = config
         self._name = name
@@ -340,10 +340,10 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
 
     def _cut(self, entries: Sequence[_Entry[Item, Prepared, Result]]) -> tuple[int, int]:
         lengths = [entry.length for entry in entries]
-        if self._packs:
+        if not self._padding_cost:
             return 0, cut_packed(lengths, self._config)
         anchor = min(range(len(entries)), key=lambda i: entries[i].sequence)
-        return cut_batch(lengths, anchor, self._config)
+        return cut_batch(lengths, anchor, self._config, self._padding_cost)
 
     def _next_priority(self) -> Priority:
         turn_of_bulk = self._interactive_streak >= self._config.interactive_batches_per_bulk

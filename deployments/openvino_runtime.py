@@ -7,50 +7,56 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deployments.errors import ConfigError
+from deployments.packed_rows import RowPackedModel
+from deployments.row_packing import Row
+from deployments.transformer_surgery import padded_features
+
+logger = logging.getLogger(__name__)
 
 # (rows, tokens): what a module is traced with, and what the compiled model is then tried on. Each length is another,
 # so that a trace that holds for one shape alone is found out.
-TRACED_SHAPE = (2, 16)
-TRIED_SHAPES = ((1, 8), (3, 40))
+EXAMPLE_SHAPES = ((2, 16), (1, 8), (3, 40))
+# The same in texts of so many tokens: in rows of their own, and several in a row.
+EXAMPLE_LENGTHS = ((16, 9, 30), (8,), (40, 12, 5, 33, 60, 3, 7, 50))
+# What a token of padding costs beside one of text where rows are packed: it is only attended to.
+ROW_PADDING_COST = 0.05
 # bfloat16 moves a sound model's output by a few percent of its norm, a trace that does not fit by all of it.
 MAX_RELATIVE_ERROR = 0.25
 # Scores next to zero may differ by more than their size.
 MAX_ABSOLUTE_ERROR = 0.01
-
-# Rows are not padded beyond the longest: unlike torch, OpenVINO keeps little for a shape, and each token that is padded
-# is computed. Batches of questions took 8 to 15 % less CPU time than with lengths rounded up to 8.
-LENGTH_MULTIPLE = 1
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}
 
 
 class CompiledModule:
-    """A torch module compiled by OpenVINO for any number of rows of any length. One thread may call it.
+    """A torch module compiled by OpenVINO for inputs of any shape. One thread may call it.
 
-    `forward` takes an int64 tensor (rows, tokens) for each of `input_names`, by name, runs `module` on them and returns
-    a float tensor with a row for each row. The module holds its weights in float32: OpenVINO makes the copy that it
-    computes with, and the caller may forget the module then. Raises ConfigError where OpenVINO is not installed, where
-    it can't convert the module, or where what it made of the module answers differently.
+    `forward` takes int64 tensors by name, runs `module` on them and returns a float tensor. It is traced with the first
+    of `examples`, arrays by name in the order in which it takes them, and tried on all; their dimensions are dynamic.
+    The module holds its weights in float32: OpenVINO makes the copy that it computes with, and the caller may forget
+    the module then. Raises ConfigError where OpenVINO is not installed, where it can't convert the module, or where
+    what it made of the module answers differently.
     """
 
     def __init__(
         self,
         module: Any,
         forward: Callable[[dict[str, Any]], Any],
-        input_names: Sequence[str],
+        examples: Sequence[Mapping[str, NDArray[np.int64]]],
         dtype: str,
         num_threads: int,
     ) -> None:
         openvino = import_openvino()
         core = openvino.Core()
-        self._input_names = tuple(input_names)
+        self._input_names = tuple(examples[0])
         self.precision = resolve_precision(dtype, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -60,20 +66,21 @@ class CompiledModule:
             "ENABLE_CPU_PINNING": False,
         }
         with _quietly():
-            model = _convert(openvino, module, forward, self._input_names)
+            model = _convert(openvino, module, forward, examples[0])
             self._compiled = core.compile_model(model, "CPU", settings)
-        self._compare(forward)
+        self._compare(forward, examples)
 
     def __call__(self, features: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        """One forward pass: the output's rows in the order of the features' rows."""
+        """One forward pass."""
         output: NDArray[np.float32] = self._compiled([features[name] for name in self._input_names])[0]
         return output
 
-    def _compare(self, forward: Callable[[dict[str, Any]], Any]) -> None:
+    def _compare(
+        self, forward: Callable[[dict[str, Any]], Any], examples: Sequence[Mapping[str, NDArray[np.int64]]]
+    ) -> None:
         import torch
 
-        for shape in TRIED_SHAPES:
-            features = _example(self._input_names, shape)
+        for features in examples:
             with torch.inference_mode():
                 expected = forward({name: torch.from_numpy(array) for name, array in features.items()}).numpy()
             allowed = max(MAX_RELATIVE_ERROR * np.linalg.norm(expected), MAX_ABSOLUTE_ERROR * np.sqrt(len(expected)))
@@ -116,9 +123,16 @@ def resolve_precision(dtype: str, capabilities: Sequence[str]) -> str:
     return precision
 
 
-def _convert(openvino: Any, module: Any, forward: Callable[[dict[str, Any]], Any], input_names: tuple[str, ...]) -> Any:
+def _convert(
+    openvino: Any,
+    module: Any,
+    forward: Callable[[dict[str, Any]], Any],
+    traced_with: Mapping[str, NDArray[np.int64]],
+) -> Any:
     """The openvino.Model of `forward`; every dimension of its inputs is dynamic."""
     import torch
+
+    input_names = tuple(traced_with)
 
     class Positional(torch.nn.Module):
         """Tracing takes tensors by position; a weight is only forgotten with a trace that found it in a submodule."""
@@ -131,7 +145,7 @@ def _convert(openvino: Any, module: Any, forward: Callable[[dict[str, Any]], Any
             return forward(dict(zip(input_names, tensors, strict=True)))
 
     trace: Callable[..., Any] = torch.jit.trace
-    example = tuple(torch.from_numpy(array) for array in _example(input_names, TRACED_SHAPE).values())
+    example = tuple(torch.from_numpy(array) for array in traced_with.values())
     try:
         with torch.no_grad():
             traced = trace(Positional().eval(), example, check_trace=False)
@@ -141,13 +155,66 @@ def _convert(openvino: Any, module: Any, forward: Callable[[dict[str, Any]], Any
         raise ConfigError(message) from error
 
 
-def _example(input_names: tuple[str, ...], shape: tuple[int, int]) -> dict[str, NDArray[np.int64]]:
-    """Small token ids in rows that are one token shorter from row to row; other inputs than ids and mask are zero."""
-    rows, tokens = shape
-    mask = (np.arange(tokens) < tokens - np.arange(rows)[:, None]).astype(np.int64)
-    ids = (np.arange(1, rows * tokens + 1, dtype=np.int64).reshape(shape) % 64) * mask
-    known = {"input_ids": ids, "attention_mask": mask}
-    return {name: known.get(name, np.zeros(shape, np.int64)) for name in input_names}
+def padded_examples(input_names: Sequence[str]) -> list[dict[str, NDArray[np.int64]]]:
+    """For a model of padded rows: small token ids in rows that are one token shorter from row to row."""
+
+    def example(rows: int, tokens: int) -> dict[str, NDArray[np.int64]]:
+        mask = (np.arange(tokens) < tokens - np.arange(rows)[:, None]).astype(np.int64)
+        ids = (np.arange(1, rows * tokens + 1, dtype=np.int64).reshape(rows, tokens) % 64) * mask
+        known = {"input_ids": ids, "attention_mask": mask}
+        return {name: known.get(name, np.zeros((rows, tokens), np.int64)) for name in input_names}
+
+    return [example(*shape) for shape in EXAMPLE_SHAPES]
+
+
+class CompiledTexts:
+    """A sentence-transformers model compiled for rows that hold several texts, or for padded ones where it can't be
+    packed.
+
+    `module` has its weights in float32, `load` makes the same once more, and `head` is what one says of padded
+    features. `padding_cost` is what the batcher asks an engine for. Raises ConfigError where OpenVINO can't run the
+    model either way.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        load: Callable[[], Any],
+        head: Callable[[Any, dict[str, Any]], Any],
+        input_names: Sequence[str],
+        length_limit: int,
+        dtype: str,
+        num_threads: int,
+    ) -> None:
+        import_openvino()
+        try:
+            model = RowPackedModel(module, partial(head, module), input_names, length_limit)
+            examples = [model.inputs(_texts(lengths, length_limit)) for lengths in EXAMPLE_LENGTHS]
+            self._features: Callable[[Sequence[Row]], dict[str, NDArray[np.int64]]] = model.inputs
+            self._compiled = CompiledModule(module, model.forward, examples, dtype, num_threads)
+            self.padding_cost = ROW_PADDING_COST
+        except ConfigError as error:
+            logger.warning("computing with padding: %s", error.message)
+            module = load()
+            self._features = partial(padded_features, input_names=input_names)
+            examples = padded_examples(input_names)
+            self._compiled = CompiledModule(module, partial(head, module), examples, dtype, num_threads)
+            self.padding_cost = 1.0
+
+    @property
+    def precision(self) -> str:
+        """OpenVINO's name of the number format."""
+        return self._compiled.precision
+
+    def __call__(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        """One forward pass: a row for each text, in order."""
+        return self._compiled(self._features(rows))
+
+
+def _texts(lengths: Sequence[int], length_limit: int) -> list[Row]:
+    """Small token ids, others in each text."""
+    kept = [min(length, length_limit) for length in lengths]
+    return [{"input_ids": 1 + (5 * text + 3 * np.arange(length)) % 62} for text, length in enumerate(kept)]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from deployments.errors import StageError
-from deployments.openvino_runtime import LENGTH_MULTIPLE, CompiledModule, require_cpu
+from deployments.openvino_runtime import CompiledTexts, require_cpu
 from deployments.reranker import Pair, PairInputs, RerankerConfig, activated_scores, load_scorer
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,7 @@ class OpenVinoScorer:
 
     def __init__(self, config: RerankerConfig) -> None:
         self._inputs, self._compiled = _compile(config)
+        self.padding_cost = self._compiled.padding_cost
         # The torch module refers to itself; without this its weights would stay until some later collection.
         gc.collect()
         logger.info("reranking with %s on OpenVINO in %s", config.model, self._compiled.precision)
@@ -31,17 +32,20 @@ class OpenVinoScorer:
         return self._inputs.prepare(items)
 
     def run(self, batch: Sequence[dict[str, list[int]]]) -> list[float]:
-        """One forward pass over the padded pairs."""
-        scores: list[float] = self._compiled(self._inputs.pad(batch)).tolist()
+        """One forward pass over the pairs."""
+        scores: list[float] = self._compiled(batch).tolist()
         return scores
 
 
-def _compile(config: RerankerConfig) -> tuple[PairInputs, CompiledModule]:
+def _compile(config: RerankerConfig) -> tuple[PairInputs, CompiledTexts]:
     """Both made from one torch module, which nothing holds afterwards."""
     import torch
 
     require_cpu(config.device)
-    scorer = load_scorer(config.model, "cpu", torch.float32)
-    inputs = PairInputs(scorer, config, LENGTH_MULTIPLE)
-    forward = partial(activated_scores, scorer)
-    return inputs, CompiledModule(scorer, forward, inputs.names, config.dtype, config.num_threads)
+    load = partial(load_scorer, config.model, "cpu", torch.float32)
+    scorer = load()
+    inputs = PairInputs(scorer, config, length_multiple=1)
+    compiled = CompiledTexts(
+        scorer, load, activated_scores, inputs.names, inputs.limit, config.dtype, config.num_threads
+    )
+    return inputs, compiled

@@ -25,7 +25,7 @@ class PackedEncoder:
     Raises ConfigError for a model that can't be packed: see `deployments.packed_runtime`.
     """
 
-    packs = True
+    padding_cost = 0.0
 
     def __init__(self, config: EmbedderConfig) -> None:
         device, dtype = set_up(config.device, config.dtype, config.num_threads)

@@ -6,9 +6,7 @@ attention, the only operation in which a token sees another, is told where each 
 
 from __future__ import annotations
 
-import itertools
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,19 +16,15 @@ from numpy.typing import NDArray
 
 from deployments.errors import ConfigError
 from deployments.fused_layers import fuse_layers
+from deployments.row_packing import Row
+from deployments.transformer_surgery import (
+    PackableEncoder,
+    padded_features,
+    tried_rows,
+    unpackable_is_a_config_error,
+)
 
-logger = logging.getLogger(__name__)
-
-# Texts of these many tokens are what a packed model is tried on against the same model with padding.
-TRIED_LENGTHS = (7, 16, 3)
-# How far hidden states may move then, as a share of their norm. Rounding to bfloat16 moves those of a small model by
-# 0.002; positions that are off by two, by 0.8.
-_MAX_RELATIVE_ERROR = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.1}
 _HALF_PRECISIONS = ("float16", "bfloat16")
-_numbers = itertools.count()
-
-# The ids of one text by the names of the model's inputs, (tokens,) each.
-Row = Mapping[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +48,10 @@ class _Layout:
         return max(self.lengths)
 
 
+# (total, heads, size) of queries, keys and values, a layout and a scale to (total, heads, size) of results.
+Attend = Callable[[Any, Any, Any, _Layout, float | None], Any]
+
+
 class PackedModule:
     """A sentence-transformers model whose transformer computes no padding. One thread may call it.
 
@@ -68,21 +66,21 @@ class PackedModule:
     ) -> None:
         self._forward = forward
         self._input_names = tuple(input_names)
+        encoder = PackableEncoder(module)
         self._device = module.device
-        transformer = _encoder_only(module)
-        self._first_position = _first_position(transformer)
-        self._attend = _attention(transformer, self._device)
+        self._first_position = encoder.first_position
+        on_gpu = self._device.type == "cuda"
+        self._attend: Attend = _flash_attention(encoder.dtype) if on_gpu else _attention_text_by_text
         self._layout: _Layout | None = None
-        rows = [_example(number, min(length, length_limit)) for number, length in enumerate(TRIED_LENGTHS)]
-        with _hidden_states(transformer) as expected:
+        rows = tried_rows(length_limit)
+        with encoder.hidden_states() as expected:
             self._run_padded(rows)
-        if self._device.type == "cuda":
-            fuse_layers(transformer)
-        _set_attention(transformer, self._attention)
-        transformer.encoder.register_forward_hook(self._unpack)
-        with _hidden_states(transformer) as found:
-            self._try(rows)
-        _compare(expected, found, rows, _dtype(transformer))
+        if on_gpu:
+            fuse_layers(encoder.transformer)
+        encoder.replace(self._attention, self._unpack)
+        with encoder.hidden_states() as found, unpackable_is_a_config_error():
+            self.launch(rows)()
+        encoder.compare(expected, found, rows)
 
     def launch(self, rows: Sequence[Row]) -> Callable[[], NDArray[np.float32]]:
         """Put one forward pass into the device's queue; what is returned waits for the output's rows, in order.
@@ -143,65 +141,25 @@ class PackedModule:
     ) -> tuple[Any, None]:
         """transformers' attention interface: (1, heads, total, size) each in, (1, total, heads, size) out."""
         assert self._layout is not None
-        turned = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-        return self._attend(*turned, self._layout, scaling)[None], None
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return self._attend(q, k, v, self._layout, scaling)[None], None
 
-    def _unpack(self, encoder: Any, inputs: Any, output: Any) -> Any:
-        """A hook behind the transformer's layers: its hidden states as a padded rectangle."""
+    def _unpack(self, hidden_states: Any) -> Any:
+        """(1, total, size) as a padded rectangle, (texts, longest, size)."""
         layout = self._layout
         assert layout is not None
-        hidden = output.last_hidden_state[0]
+        hidden = hidden_states[0]
         rectangle = hidden.new_zeros(layout.num_texts * layout.longest, hidden.shape[-1])
         rectangle.index_copy_(0, layout.places, hidden)
-        output.last_hidden_state = rectangle.view(layout.num_texts, layout.longest, -1)
-        return output
+        return rectangle.view(layout.num_texts, layout.longest, -1)
 
     def _run_padded(self, rows: Sequence[Row]) -> None:
-        """One forward pass over the rows, padded, as long as the model is not packed; positions are left to it."""
+        """One forward pass over the rows, as long as the model is not packed."""
         import torch
 
-        shape = (len(rows), max(len(row["input_ids"]) for row in rows))
-        arrays = {name: np.zeros(shape, np.int64) for name in self._input_names}
-        for index, row in enumerate(rows):
-            arrays["input_ids"][index, : len(row["input_ids"])] = row["input_ids"]
-            arrays["attention_mask"][index, : len(row["input_ids"])] = 1
+        arrays = padded_features(rows, self._input_names)
         with torch.inference_mode():
             self._forward({name: self._on_device(array) for name, array in arrays.items()})
-
-    def _try(self, rows: Sequence[Row]) -> None:
-        try:
-            self.launch(rows)()
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"this model can't be packed ({type(error).__name__}: {error})") from error
-
-
-@contextmanager
-def _hidden_states(transformer: Any) -> Iterator[list[Any]]:
-    """What leaves the transformer's layers, (texts, longest, size), of each forward pass inside."""
-    seen: list[Any] = []
-
-    def look(encoder: Any, inputs: Any, output: Any) -> None:
-        seen.append(output.last_hidden_state)
-
-    hook = transformer.encoder.register_forward_hook(look)
-    try:
-        yield seen
-    finally:
-        hook.remove()
-
-
-def _compare(expected: Sequence[Any], found: Sequence[Any], rows: Sequence[Row], dtype: str) -> None:
-    """Raises ConfigError where the one forward pass made other hidden states of the rows' tokens than the other."""
-    padded, packed = (
-        np.concatenate([states[index, : len(row["input_ids"])].float().cpu().numpy() for index, row in enumerate(rows)])
-        for (states,) in (expected, found)
-    )
-    if not np.linalg.norm(packed - padded) <= _MAX_RELATIVE_ERROR[dtype] * np.linalg.norm(padded):
-        raise ConfigError("this model answers differently when it is packed; use the torch engine for it")
-
-
-def _dtype(transformer: Any) -> str:
-    return str(transformer.dtype).removeprefix("torch.")
 
 
 def _mark(device: Any) -> Any:
@@ -216,41 +174,7 @@ def _mark(device: Any) -> Any:
     return finished
 
 
-def _encoder_only(module: Any) -> Any:
-    """The transformer without what may stand on it. Raises ConfigError where it is not made like BERT."""
-    model = getattr(module, "transformers_model", None)
-    base = getattr(model, "base_model", None)
-    if base is None or not hasattr(base, "encoder") or not hasattr(base, "embeddings"):
-        raise ConfigError("only encoders with BERT's parts can be packed; use the torch engine for this model")
-    return base
-
-
-def _first_position(transformer: Any) -> int:
-    """The position of a text's first token: RoBERTa and its kin count from behind the padding token's id."""
-    table = getattr(transformer.embeddings, "position_embeddings", None)
-    if table is None:
-        raise ConfigError("only encoders with positions of their own can be packed; use the torch engine for this one")
-    return 0 if table.padding_idx is None else int(table.padding_idx) + 1
-
-
-def _set_attention(transformer: Any, attention: Callable[..., Any]) -> None:
-    from transformers import AttentionInterface
-
-    # One name for each model: the function that it stands for knows one model's texts. No mask is made for a name that
-    # transformers has none for.
-    name = f"raglane_packed_{next(_numbers)}"
-    AttentionInterface.register(name, attention)
-    transformer.set_attn_implementation(name)
-
-
-def _attention(transformer: Any, device: Any) -> Callable[..., Any]:
-    """(total, heads, size) of queries, keys and values, a layout and a scale to (total, heads, size) of results."""
-    if device.type == "cuda":
-        return _flash_attention(_dtype(transformer))
-    return _attention_text_by_text
-
-
-def _flash_attention(dtype: str) -> Callable[..., Any]:
+def _flash_attention(dtype: str) -> Attend:
     if dtype not in _HALF_PRECISIONS:
         raise ConfigError(f"packed attention computes in float16 or bfloat16, not in {dtype}")
     try:
@@ -273,8 +197,3 @@ def _attention_text_by_text(query: Any, key: Any, value: Any, layout: _Layout, s
     attend = torch.nn.functional.scaled_dot_product_attention
     results = [attend(q[None], k[None], v[None], scale=scaling)[0] for q, k, v in parts]
     return torch.cat(results, dim=1).transpose(0, 1)
-
-
-def _example(number: int, length: int) -> Row:
-    """Small token ids, others in each row."""
-    return {"input_ids": 2 + (7 * number + 3 * np.arange(length)) % 61}

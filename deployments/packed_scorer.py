@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 
 from deployments.errors import StageError
-from deployments.packed_runtime import PackedModule, Row
+from deployments.packed_runtime import PackedModule
 from deployments.reranker import Pair, PairInputs, RerankerConfig, activated_scores, load_scorer
+from deployments.row_packing import Row
 from deployments.torch_runtime import forward_pass, set_up
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ class PackedScorer:
     Raises ConfigError for a model that can't be packed: see `deployments.packed_runtime`.
     """
 
-    packs = True
+    padding_cost = 0.0
 
     def __init__(self, config: RerankerConfig) -> None:
         device, dtype = set_up(config.device, config.dtype, config.num_threads)

@@ -165,11 +165,11 @@ class DropTally:
 
 
 class BatchTally:
-    """What one engine ran, which pads rows to the longest of their batch unless it is not `padded`."""
+    """What one engine ran, to which a token of padding costs `padding_cost` times what a real one does."""
 
-    def __init__(self, stage: str, padded: bool = True) -> None:
+    def __init__(self, stage: str, padding_cost: float = 1.0) -> None:
         self._labels = (stage,)
-        self._is_padded = padded
+        self._padding_cost = padding_cost
         self._batches = 0
         self._rows = 0
         self._tokens = 0
@@ -180,8 +180,9 @@ class BatchTally:
         """A batch whose rows have these lengths in tokens took so long."""
         self._batches += 1
         self._rows += len(lengths)
-        self._tokens += sum(lengths)
-        self._padded_tokens += len(lengths) * max(lengths) if self._is_padded else sum(lengths)
+        tokens = sum(lengths)
+        self._tokens += tokens
+        self._padded_tokens += tokens + round(self._padding_cost * (len(lengths) * max(lengths) - tokens))
         self.busy_s += seconds
 
     def read(self) -> Iterator[Reading]:

@@ -286,6 +286,14 @@ def test_a_cut_holds_its_anchor_and_keeps_every_limit(
     assert padding <= slack + config.max_padding_share * sum(batch)
 
 
+def test_padding_that_costs_little_keeps_fewer_items_apart() -> None:
+    config = BatchingConfig(max_batch_tokens=400, padding_slack_tokens=8, max_padding_share=0)
+    lengths = [10, 10, 20, 20, 80]
+    assert cut_batch(lengths, 4, config) == (4, 5)
+    assert cut_batch(lengths, 4, config, padding_cost=0.05) == (2, 5)
+    assert cut_batch(lengths, 4, config, padding_cost=0.03) == (0, 5)
+
+
 def test_items_of_one_length_are_batched_up_to_the_budget() -> None:
     lo, hi = cut_batch([10] * 100, 50, BatchingConfig(max_batch_tokens=200, max_batch_rows=256))
     assert hi - lo == 20
@@ -328,9 +336,9 @@ async def test_more_items_than_can_ever_wait_are_too_many_not_an_overload() -> N
 class Device(Doubler):
     """A doubler with a queue: what was launched is computed when `go` is set, one batch after the other."""
 
-    def __init__(self, packs: bool = False) -> None:
+    def __init__(self, padding_cost: float = 1.0) -> None:
         super().__init__()
-        self.packs = packs
+        self.padding_cost = padding_cost
         self.launched: list[list[int]] = []
 
     def launch(self, batch: Sequence[int]) -> Callable[[], list[int]]:
@@ -440,8 +448,8 @@ async def test_time_behind_another_batch_is_no_time_of_computing() -> None:
     assert sum(timing.compute_s for timing in timings) == pytest.approx(busy)
 
 
-async def test_an_engine_that_packs_takes_the_oldest_items_whatever_their_lengths() -> None:
-    engine = Device(packs=True)
+async def test_an_engine_without_padding_takes_the_oldest_items_whatever_their_lengths() -> None:
+    engine = Device(padding_cost=0.0)
     batcher = batcher_of(engine, max_batch_tokens=100)
     async with engine.held(batcher):
         waiting = asyncio.create_task(batcher.submit([90, 3, 6, 2, 50], 10))

@@ -16,7 +16,7 @@ import pytest
 from deployments.embedder import EmbedderConfig
 from deployments.errors import ConfigError
 from deployments.openvino_encoder import OpenVinoEncoder
-from deployments.openvino_runtime import CompiledModule, import_openvino, resolve_precision
+from deployments.openvino_runtime import CompiledModule, import_openvino, padded_examples, resolve_precision
 from deployments.openvino_scorer import OpenVinoScorer
 from deployments.reranker import RerankerConfig
 from deployments.section import Section, load_engine
@@ -39,7 +39,7 @@ def compiled(output: Callable[[Any, Any], Any]) -> CompiledModule:
     def forward(features: dict[str, Any]) -> Any:
         return output(table(features["input_ids"]), features["attention_mask"])
 
-    return CompiledModule(table, forward, INPUTS, "float32", num_threads=1)
+    return CompiledModule(table, forward, padded_examples(INPUTS), "float32", num_threads=1)
 
 
 def masked_sum(vectors: Any, mask: Any) -> Any:

@@ -17,6 +17,7 @@ from deployments.packed_encoder import PackedEncoder
 from deployments.packed_runtime import PackedModule
 from deployments.packed_scorer import PackedScorer
 from deployments.reranker import CrossEncoderScorer, RerankerConfig
+from deployments.transformer_surgery import PackableEncoder
 from tests.models import make_tiny_embedder
 
 TEXTS = ("moon", "The tides of the sea are made by the moon. " * 9, "", "iron and bees")
@@ -83,7 +84,7 @@ def test_a_packed_model_whose_texts_read_each_other_is_refused(tmp_path: Path, m
 def test_positions_that_do_not_begin_anew_with_each_text_are_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed_runtime, "_first_position", lambda transformer: 0)
+    monkeypatch.setattr(PackableEncoder, "first_position", property(lambda self: 0, lambda self, value: None), False)
     model = model_of(TINY_RERANKER, tmp_path)
     with pytest.raises(ConfigError, match="answers differently"):
         PackedScorer(RerankerConfig(method="cross_encoder", model=model, device="cpu", dtype="float32"))

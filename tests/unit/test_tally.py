@@ -110,11 +110,12 @@ def test_a_batch_counts_its_rows_its_tokens_and_what_padding_makes_of_them() -> 
     }
 
 
-def test_the_rows_of_an_engine_that_packs_have_no_padding() -> None:
-    tally = BatchTally("embed", padded=False)
-    tally.add([8, 16], 0.5)
-    readings = {metric: value for metric, _, value in tally.read()}
-    assert readings[telemetry.BATCH_PADDED] == readings[telemetry.BATCH_TOKENS] == 24
+def test_padding_counts_for_what_it_costs_the_engine() -> None:
+    for padding_cost, padded in ((0.0, 24), (0.5, 28), (1.0, 32)):
+        tally = BatchTally("embed", padding_cost)
+        tally.add([8, 16], 0.5)
+        readings = {metric: value for metric, _, value in tally.read()}
+        assert (readings[telemetry.BATCH_TOKENS], readings[telemetry.BATCH_PADDED]) == (24, padded)
 
 
 def test_nothing_dropped_is_nothing_to_read() -> None:
