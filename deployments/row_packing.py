@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Short texts fill rows of this many tokens. Attention compares each token with all of its row: in 128 of them that is
-# a twentieth of a small model's work.
-ROW_TOKENS = 128
+# Short texts fill rows of this many tokens. Attention compares each token with all of its row: in 64 of them that is
+# a fortieth of a small model's work.
+ROW_TOKENS = 64
 
 # The ids of one text by the names of a model's inputs, (tokens,) each.
 Row = Mapping[str, Sequence[int] | NDArray[np.int64]]
