@@ -10,7 +10,7 @@ from deployments.section import Section
 
 
 class BatchingConfig(Section):
-    """How batches are cut. Tokens are counted with padding: rows × longest row."""
+    """How batches are cut. Tokens are counted with padding, rows × longest row, as far as the engine computes it."""
 
     max_batch_tokens: int = Field(2048, ge=1, description="Tokens of one batch, padding included.")
     max_batch_rows: int = Field(256, ge=1, description="Rows of one batch.")

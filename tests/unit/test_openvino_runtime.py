@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.embedder import EmbedderConfig
+from deployments import openvino_runtime
+from deployments.embedder import EmbedderConfig, SentenceEncoder, Text
 from deployments.errors import ConfigError
 from deployments.openvino_encoder import OpenVinoEncoder
 from deployments.openvino_runtime import CompiledModule, import_openvino, padded_examples, resolve_precision
 from deployments.openvino_scorer import OpenVinoScorer
-from deployments.reranker import RerankerConfig
+from deployments.reranker import CrossEncoderScorer, RerankerConfig
 from deployments.section import Section, load_engine
 from tests.models import make_tiny_cross_encoder, make_tiny_embedder
 
@@ -81,6 +82,61 @@ def test_a_module_whose_trace_holds_for_one_shape_alone_is_refused(output: Calla
     pytest.importorskip("openvino")
     with pytest.raises(ConfigError, match="answers differently"):
         compiled(output)
+
+
+def prepared(engine: Any, items: list[Any]) -> list[Any]:
+    outcomes: list[Any] = engine.prepare(items)
+    return [item for item, _ in outcomes]
+
+
+TEXTS = ("moon", "The tides of the sea are made by the moon. " * 9, "", "iron and bees", "a hive " * 30)
+
+
+def test_an_encoder_says_of_packed_texts_what_torch_says_of_padded_ones(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    config = EmbedderConfig(model=str(make_tiny_embedder(tmp_path)), dtype="float32", device="cpu")
+    items = [Text(text, "passage", truncate=True) for text in TEXTS * 3]
+    padded, packed = SentenceEncoder(config), OpenVinoEncoder(config)
+    assert packed.padding_cost < 1
+    expected = [result.vector for result in padded.run(prepared(padded, items))]
+    assert np.allclose([result.vector for result in packed.run(prepared(packed, items))], expected, atol=1e-4)
+
+
+def test_a_scorer_reads_both_segments_of_packed_pairs(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    config = RerankerConfig(model=str(make_tiny_cross_encoder(tmp_path)), dtype="float32", device="cpu")
+    items = [(TEXTS[0], text) for text in TEXTS]
+    padded, packed = CrossEncoderScorer(config), OpenVinoScorer(config)
+    assert packed.padding_cost < 1
+    assert np.allclose(packed.run(prepared(packed, items)), padded.run(prepared(padded, items)), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "scorer"])
+def test_a_model_that_cant_be_packed_is_compiled_for_padded_rows(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("openvino")
+
+    def refuse(*_: object) -> None:
+        raise ConfigError("not made like BERT")
+
+    monkeypatch.setattr(openvino_runtime, "RowPackedModel", refuse)
+    if kind == "encoder":
+        embedding = EmbedderConfig(model=str(make_tiny_embedder(tmp_path)), dtype="float32", device="cpu")
+        texts = [Text(text, "query", truncate=True) for text in TEXTS]
+        encoder, reference = OpenVinoEncoder(embedding), SentenceEncoder(embedding)
+        found = [result.vector for result in encoder.run(prepared(encoder, texts))]
+        expected = [result.vector for result in reference.run(prepared(reference, texts))]
+        padding_cost = encoder.padding_cost
+        assert np.allclose(found, expected, atol=1e-4)
+    else:
+        scoring = RerankerConfig(model=str(make_tiny_cross_encoder(tmp_path)), dtype="float32", device="cpu")
+        pairs = [(TEXTS[1], text) for text in TEXTS]
+        scorer, torchs = OpenVinoScorer(scoring), CrossEncoderScorer(scoring)
+        padding_cost = scorer.padding_cost
+        assert np.allclose(scorer.run(prepared(scorer, pairs)), torchs.run(prepared(torchs, pairs)), atol=1e-4)
+    assert padding_cost == 1.0
+    assert "not made like BERT" in caplog.text
 
 
 def test_a_module_that_can_not_be_traced_is_refused() -> None:
