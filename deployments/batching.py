@@ -46,7 +46,15 @@ BULK_ITEMS_PREPARED_AT_ONCE = 16
 
 
 class BatchEngine(Protocol[Item_contra, Prepared, Result_co]):
-    """What a MicroBatcher runs. Both methods are synchronous; each is only ever called from one thread of its own."""
+    """What a MicroBatcher runs. Both methods are synchronous; each is only ever called from one thread of its own.
+
+    An engine may also have, each by itself:
+
+    * `padding_cost: float`, what a token of padding costs it as a share of a real one; 1 is taken of one that does not
+      say. Where padding costs nothing the oldest items go together, whatever their lengths.
+    * `launch(batch)`, for a device with a queue: puts a batch into it, from `run`'s thread, and returns a function that
+      waits for what `run` would have returned.
+    """
 
     def prepare(self, items: Sequence[Item_contra]) -> Sequence[tuple[Prepared, int] | StageError]:
         """For each item, in order: what `run` needs and its length in tokens, or why the item can't be taken."""
@@ -54,20 +62,6 @@ class BatchEngine(Protocol[Item_contra, Prepared, Result_co]):
 
     def run(self, batch: Sequence[Prepared]) -> Sequence[Result_co]:
         """One result for each prepared item, in order. Raises EngineDead when this engine will never work again."""
-        ...
-
-
-class AbleEngine(BatchEngine[Item_contra, Prepared, Result_co], Protocol):
-    """What an engine may have beside that, each by itself.
-
-    `padding_cost` is what a token of padding costs it, as a share of a real one; 1 is taken of an engine that does not
-    say. Where padding costs nothing the oldest items go together, whatever their lengths.
-    """
-
-    padding_cost: float
-
-    def launch(self, batch: Sequence[Prepared]) -> Callable[[], Sequence[Result_co]]:
-        """Put a batch into the device's queue; what is returned waits for its results. Called from `run`'s thread."""
         ...
 
 
