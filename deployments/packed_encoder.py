@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from deployments.embedder import EmbeddedText, EmbedderConfig, EncoderInputs, Text, load_encoder, unit_vectors
 from deployments.errors import StageError
 from deployments.packed_runtime import PackedModule
-from deployments.torch_runtime import forward_pass, set_up
+from deployments.torch_runtime import set_up
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class PackedEncoder:
         self._inputs = EncoderInputs(encoder, config, length_multiple=1)
         self.model = self._inputs.model
         forward = partial(unit_vectors, encoder)
-        self._packed = PackedModule(encoder, forward, self._inputs.names, self.model.max_length_tokens)
+        self._packed = PackedModule("embedder", encoder, forward, self._inputs.names, self.model.max_length_tokens)
         logger.info("embedding with %s on %s in %s, packed", self.model.name, device, dtype)
 
     def prepare(self, items: Sequence[Text]) -> list[tuple[TokenIds, int] | StageError]:
@@ -44,15 +44,8 @@ class PackedEncoder:
 
     def launch(self, batch: Sequence[TokenIds]) -> Callable[[], list[EmbeddedText]]:
         """Start one forward pass; rows are L2-normalised float32."""
-        with forward_pass("embedder"):
-            wait = self._packed.launch([{"input_ids": ids} for ids in batch])
-
-        def collect() -> list[EmbeddedText]:
-            with forward_pass("embedder"):
-                vectors = wait()
-            return [EmbeddedText(vector, len(ids)) for vector, ids in zip(vectors, batch, strict=True)]
-
-        return collect
+        wait = self._packed.launch([{"input_ids": ids} for ids in batch])
+        return lambda: [EmbeddedText(vector, len(ids)) for vector, ids in zip(wait(), batch, strict=True)]
 
     def run(self, batch: Sequence[TokenIds]) -> list[EmbeddedText]:
         """One forward pass, waited for."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.row_packing import Row, pack_rows
+from deployments.row_packing import Row, ids_of, pack_rows
 from deployments.transformer_surgery import (
     PackableEncoder,
     padded_features,
@@ -32,10 +32,7 @@ class RowInputs:
     def __call__(self, rows: Sequence[Row]) -> dict[str, NDArray[np.int64]]:
         """The arrays by name, in a fixed order; a text without token types is all of the first type."""
         packing = pack_rows([len(row["input_ids"]) for row in rows])
-        ids = {
-            name: packing.fill([row[name] if name in row else np.zeros_like(row["input_ids"]) for row in rows])
-            for name in self.id_names
-        }
+        ids = {name: packing.fill([ids_of(row, name) for row in rows]) for name in self.id_names}
         return ids | {
             "position_ids": packing.positions(self.first_position),
             "segments": packing.segments(),

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from deployments.errors import ConfigError
 from deployments.fused_layers import fuse_layers
-from deployments.row_packing import Row
+from deployments.row_packing import Row, ids_of
+from deployments.torch_runtime import forward_pass
 from deployments.transformer_surgery import (
     PackableEncoder,
     padded_features,
@@ -56,14 +57,21 @@ class PackedModule:
     """A sentence-transformers model whose transformer computes no padding. One thread may call it.
 
     What follows the transformer, such as pooling or a classifier, gets a padded rectangle as it always does: `forward`
-    takes the features of a batch by name and returns a float tensor with a row for each text. `module` is the model
+    takes the features of a batch by name and returns a float tensor with a row for each text. `stage` is who is named
+    when the device is lost. `module` is the model
     with weights on its device. Raises ConfigError for an architecture that can't be packed, where torch has no kernel
     for it, and where the packed model answers differently than before.
     """
 
     def __init__(
-        self, module: Any, forward: Callable[[dict[str, Any]], Any], input_names: Sequence[str], length_limit: int
+        self,
+        stage: str,
+        module: Any,
+        forward: Callable[[dict[str, Any]], Any],
+        input_names: Sequence[str],
+        length_limit: int,
     ) -> None:
+        self._stage = stage
         self._forward = forward
         self._input_names = tuple(input_names)
         encoder = PackableEncoder(module)
@@ -85,18 +93,18 @@ class PackedModule:
     def launch(self, rows: Sequence[Row]) -> Callable[[], NDArray[np.float32]]:
         """Put one forward pass into the device's queue; what is returned waits for the output's rows, in order.
 
-        `rows` have the ids of each text; a text without token types is all of the first type.
+        `rows` have the ids of each text; a text without token types is all of the first type. Launching and waiting
+        raise EngineDead when the device is lost.
         """
-        import torch
-
-        with torch.inference_mode(), self._laid_out([len(row["input_ids"]) for row in rows]) as layout:
+        with forward_pass(self._stage), self._laid_out([len(row["input_ids"]) for row in rows]) as layout:
             output = self._forward(self._features(rows, layout)).to("cpu", non_blocking=True)
             finished = _mark(self._device)
 
         def wait() -> NDArray[np.float32]:
-            if finished is not None:
-                finished.synchronize()
-            arrived: NDArray[np.float32] = output.numpy()
+            with forward_pass(self._stage):
+                if finished is not None:
+                    finished.synchronize()
+                arrived: NDArray[np.float32] = output.numpy()
             return arrived
 
         return wait
@@ -111,8 +119,7 @@ class PackedModule:
                 mask = np.arange(layout.longest) < lengths[:, None]
                 features[name] = self._on_device(mask.astype(np.int64))
             else:
-                ids = [row[name] if name in row else np.zeros_like(row["input_ids"]) for row in rows]
-                features[name] = self._on_device(np.concatenate(ids)[None])
+                features[name] = self._on_device(np.concatenate([ids_of(row, name) for row in rows])[None])
         return features
 
     def _on_device(self, array: NDArray[Any]) -> Any:
@@ -155,10 +162,8 @@ class PackedModule:
 
     def _run_padded(self, rows: Sequence[Row]) -> None:
         """One forward pass over the rows, as long as the model is not packed."""
-        import torch
-
         arrays = padded_features(rows, self._input_names)
-        with torch.inference_mode():
+        with forward_pass(self._stage):
             self._forward({name: self._on_device(array) for name, array in arrays.items()})
 
 

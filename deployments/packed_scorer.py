@@ -12,7 +12,7 @@ from deployments.errors import StageError
 from deployments.packed_runtime import PackedModule
 from deployments.reranker import Pair, PairInputs, RerankerConfig, activated_scores, load_scorer
 from deployments.row_packing import Row
-from deployments.torch_runtime import forward_pass, set_up
+from deployments.torch_runtime import set_up
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class PackedScorer:
         scorer = load_scorer(config.model, device, dtype)
         self._inputs = PairInputs(scorer, config, length_multiple=1)
         forward = partial(activated_scores, scorer)
-        self._packed = PackedModule(scorer, forward, self._inputs.names, self._inputs.limit)
+        self._packed = PackedModule("reranker", scorer, forward, self._inputs.names, self._inputs.limit)
         logger.info("reranking with %s on %s in %s, packed", config.model, device, dtype)
 
     def prepare(self, items: Sequence[Pair]) -> list[tuple[Row, int] | StageError]:
@@ -41,15 +41,8 @@ class PackedScorer:
 
     def launch(self, batch: Sequence[Row]) -> Callable[[], list[float]]:
         """Start one forward pass over the pairs."""
-        with forward_pass("reranker"):
-            wait = self._packed.launch(batch)
-
-        def collect() -> list[float]:
-            with forward_pass("reranker"):
-                scores: list[float] = wait().tolist()
-            return scores
-
-        return collect
+        wait = self._packed.launch(batch)
+        return lambda: [float(score) for score in wait()]
 
     def run(self, batch: Sequence[Row]) -> list[float]:
         """One forward pass, waited for."""

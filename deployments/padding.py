@@ -25,7 +25,7 @@ class Padding:
         """How many tokens a row of `num_tokens` takes in a batch of its own length."""
         return min(-(-num_tokens // self.multiple) * self.multiple, self.limit)
 
-    def pad(self, rows: Sequence[Sequence[int]], fill: int) -> NDArray[np.int64]:
+    def pad(self, rows: Sequence[Sequence[int] | NDArray[np.int64]], fill: int) -> NDArray[np.int64]:
         """(len(rows), padded length of the longest) int64: each row, then `fill`. None may be longer than the limit."""
         padded = np.full((len(rows), self.length(max(map(len, rows)))), fill, dtype=np.int64)
         for index, row in enumerate(rows):

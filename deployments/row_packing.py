@@ -17,6 +17,11 @@ Row = Mapping[str, Sequence[int] | NDArray[np.int64]]
 Array = NDArray[np.int64]
 
 
+def ids_of(row: Row, name: str) -> Sequence[int] | Array:
+    """A text's ids for one of a model's inputs; one without token types is all of the first type."""
+    return row[name] if name in row else np.zeros_like(row["input_ids"])
+
+
 @dataclass(frozen=True, slots=True)
 class RowPacking:
     """Where `lengths` tokens of each text go: text i to `rows[i]`, from `columns[i]` on, in rows of `width` tokens."""

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from deployments.errors import ConfigError
-from deployments.row_packing import Row
+from deployments.padding import Padding
+from deployments.row_packing import Row, ids_of
 
 # Texts of these many tokens are what a packed model is tried on against the same model with padding.
 TRIED_LENGTHS = (7, 16, 3)
@@ -102,13 +103,10 @@ def tried_rows(length_limit: int) -> list[Row]:
 
 def padded_features(rows: Sequence[Row], input_names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
     """The rows as a model takes them without packing, zeros behind their ends; positions are left to it."""
-    shape = (len(rows), max(len(row["input_ids"]) for row in rows))
-    arrays = {name: np.zeros(shape, np.int64) for name in input_names}
-    for index, row in enumerate(rows):
-        arrays["attention_mask"][index, : len(row["input_ids"])] = 1
-        for name, ids in row.items():
-            arrays[name][index, : len(ids)] = ids
-    return arrays
+    lengths = [len(row["input_ids"]) for row in rows]
+    padding = Padding(max(lengths), multiple=1)
+    arrays = {name: padding.pad([ids_of(row, name) for row in rows], 0) for name in input_names}
+    return arrays | {"attention_mask": padding.pad([[1] * length for length in lengths], 0)}
 
 
 @contextmanager

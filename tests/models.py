@@ -41,6 +41,12 @@ def make_tiny_cross_encoder(folder: Path, seed: int = 0) -> Path:
     return folder / "tiny-cross-encoder"
 
 
+def prepared(engine: Any, items: list[Any]) -> list[Any]:
+    """What an embedding or scoring engine makes of items, none of which it may refuse."""
+    outcomes: list[Any] = engine.prepare(items)
+    return [item for item, _ in outcomes]
+
+
 def _save(model_class: Any, folder: Path, seed: int) -> None:
     import torch
     from transformers import BertConfig

@@ -74,30 +74,30 @@ def test_on_a_gpu_it_is_the_one_that_packs(
     assert isinstance(load_scoring_engine(RerankerConfig(model=scorer, device=device)), PackedScorer)
 
 
-def test_a_model_that_cant_be_packed_runs_on_plain_torch_and_the_log_says_why(
-    embedder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(*_: object) -> None:
-        raise ConfigError("no positions of their own")
-
-    monkeypatch.setattr("deployments.packed_encoder.PackedModule", refuse)
-    monkeypatch.setattr(engine_choice, "resolve_device", lambda device: "cuda")
-    monkeypatch.setattr(torch_runtime, "resolve_device", lambda device: "cpu")
-    assert isinstance(load_embedding_engine(EmbedderConfig(model=embedder, device="cuda")), SentenceEncoder)
-    assert "no positions of their own" in caplog.text
-
-
 @pytest.mark.usefixtures("an_x86")
-def test_a_model_that_openvino_refuses_runs_on_torch_and_the_log_says_why(
-    embedder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("device", "refusing", "reason"),
+    [
+        ("cpu", "deployments.openvino_encoder._compile", "OpenVINO can't convert this model"),
+        ("cuda", "deployments.packed_encoder.PackedModule", "no positions of their own"),
+    ],
+)
+def test_a_model_that_its_engine_refuses_runs_on_plain_torch_and_the_log_says_why(
+    embedder: str,
+    device: str,
+    refusing: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def refuse(*_: object) -> None:
-        raise ConfigError("OpenVINO can't convert this model")
+        raise ConfigError(reason)
 
-    monkeypatch.setattr("deployments.openvino_encoder._compile", refuse)
-    monkeypatch.setattr(engine_choice, "resolve_device", lambda device: "cpu")
+    monkeypatch.setattr(refusing, refuse)
+    monkeypatch.setattr(engine_choice, "resolve_device", lambda _: device)
+    monkeypatch.setattr(torch_runtime, "resolve_device", lambda _: "cpu")
     assert isinstance(load_embedding_engine(EmbedderConfig(model=embedder)), SentenceEncoder)
-    assert "can't convert" in caplog.text
+    assert reason in caplog.text
 
 
 @pytest.mark.usefixtures("an_x86")

@@ -21,7 +21,7 @@ from deployments.openvino_runtime import CompiledModule, import_openvino, padded
 from deployments.openvino_scorer import OpenVinoScorer
 from deployments.reranker import CrossEncoderScorer, RerankerConfig
 from deployments.section import Section, load_engine
-from tests.models import make_tiny_cross_encoder, make_tiny_embedder
+from tests.models import make_tiny_cross_encoder, make_tiny_embedder, prepared
 
 INPUTS = ("input_ids", "attention_mask")
 ENGINES: list[tuple[str, type[Section]]] = [
@@ -82,11 +82,6 @@ def test_a_module_whose_trace_holds_for_one_shape_alone_is_refused(output: Calla
     pytest.importorskip("openvino")
     with pytest.raises(ConfigError, match="answers differently"):
         compiled(output)
-
-
-def prepared(engine: Any, items: list[Any]) -> list[Any]:
-    outcomes: list[Any] = engine.prepare(items)
-    return [item for item, _ in outcomes]
 
 
 TEXTS = ("moon", "The tides of the sea are made by the moon. " * 9, "", "iron and bees", "a hive " * 30)

@@ -18,18 +18,13 @@ from deployments.packed_runtime import PackedModule
 from deployments.packed_scorer import PackedScorer
 from deployments.reranker import CrossEncoderScorer, RerankerConfig
 from deployments.transformer_surgery import PackableEncoder
-from tests.models import make_tiny_embedder
+from tests.models import make_tiny_embedder, prepared
 
 TEXTS = ("moon", "The tides of the sea are made by the moon. " * 9, "", "iron and bees")
 
 
 def model_of(shape: EncoderShape, folder: Path) -> str:
     return str(make_encoder(shape, folder / shape.name, ["the moon the sea iron bees"] * 20, "cpu", "float32"))
-
-
-def prepared(engine: Any, items: list[Any]) -> list[Any]:
-    outcomes: list[Any] = engine.prepare(items)
-    return [item for item, _ in outcomes]
 
 
 def test_an_embedder_with_cls_pooling_says_of_packed_texts_what_it_says_of_padded_ones(tmp_path: Path) -> None:
@@ -66,7 +61,7 @@ def test_a_model_that_is_not_made_like_bert_is_refused() -> None:
         device = "cpu"
 
     with pytest.raises(ConfigError, match="BERT"):
-        PackedModule(Other(), lambda features: None, ("input_ids",), 512)
+        PackedModule("embedder", Other(), lambda features: None, ("input_ids",), 512)
 
 
 def test_a_packed_model_whose_texts_read_each_other_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
