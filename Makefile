@@ -21,7 +21,7 @@ run: setup ## Start raglane, ingest docs/, answer a question, serve until Ctrl-C
 	@$(BIN)/raglane up --data $(DATA) --port $(PORT) --ingest-if-empty docs --collection docs --ask "$(QUESTION)"
 
 test: setup-dev check ## Run every check and every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -u -m pytest
 
 test-fast: setup-dev ## Run the tests that need neither Ray Serve nor vLLM
 	$(BIN)/python -m pytest tests/unit tests/contract

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,7 +27,7 @@ class ClosedLoop:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The window after the warm-up; `client_cpu_share` is the part of one core that the clients took."""
+    """The window after the warm-up; `client_cpu_share` is the part of one core that the clients took until its end."""
 
     window: Window
     summary: Summary
@@ -41,10 +40,9 @@ async def measure(loop: ClosedLoop, load: ClosedLoad, seed: Sequence[int]) -> Me
     limits = Limits(loop.warmup_s + loop.duration_s, loop.max_requests)
     async with Connections(loop.url) as connections:
         client = RequestClient(connections, loop.target, timeout_s=loop.timeout_s)
-        started_s, started_cpu_s = time.perf_counter(), time.process_time()
-        samples = await LoadGenerator(client, loop.bodies, limits, seed).run(load)
-        client_cpu_share = (time.process_time() - started_cpu_s) / (time.perf_counter() - started_s)
+        generator = LoadGenerator(client, loop.bodies, limits, seed)
+        samples = await generator.run(load)
     window = measured_window(
         samples, warmup_s=loop.warmup_s, horizon_s=limits.horizon_s, max_requests=limits.max_requests
     )
-    return Measured(window, summarise(samples, window), stage_table(samples, window), client_cpu_share)
+    return Measured(window, summarise(samples, window), stage_table(samples, window), generator.client_cpu_share)

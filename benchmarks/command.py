@@ -36,14 +36,7 @@ def record(
     """
     try:
         refuse_remote(url, allow_remote)
-        result = {
-            "schema_version": result_file.SCHEMA_VERSION,
-            "command": shlex.join(["python", "-m", program, *arguments]),
-            "url": url,
-            **environment.describe(),
-            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            **measure(),
-        }
+        result = {**provenance(program, arguments), "url": url, **measure()}
     except ExperimentError as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False)
         return EXIT_USAGE
@@ -54,6 +47,16 @@ def record(
     show(result)
     console.print(f"result: {path}", markup=False, highlight=False)
     return EXIT_OK
+
+
+def provenance(program: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """How and where a result is made that begins now: its command, commit, versions, hardware and time."""
+    return {
+        "schema_version": result_file.SCHEMA_VERSION,
+        "command": shlex.join(["python", "-m", program, *arguments]),
+        **environment.describe(),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def end_as_interrupted() -> None:

@@ -70,7 +70,8 @@ class ComparisonRun:
     def run(self) -> dict[str, Any]:
         """Go through all rounds and return the result file's own part.
 
-        Raises ExperimentError where a system can't be measured, or where its answers are not those of the first.
+        Raises ExperimentError where a system can't be measured or leaves out a stage, or where its answers are not
+        those of the first.
         """
         comparison = self._comparison
         names, skipped = self._chosen()
@@ -185,6 +186,11 @@ class ComparisonRun:
         report.print_run(self._console, name, load.clients, summary, measured.client_cpu_share)
         if not summary.num_succeeded:
             raise ExperimentError(f"system {name!r} answered none of the requests of {load.clients} clients")
+        if summary.degraded:
+            raise ExperimentError(
+                f"system {name!r}, {load.clients} clients: answers did without {summary.degraded}, which would pass "
+                "for speed; raise its timeouts"
+            )
         return {
             "system": name,
             "load": load.model_dump(mode="json"),

@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _table(result: Mapping[str, Any]) -> Table:
     title = "items/s, medians: server (clients), engine alone (batch tokens); rounds: least … greatest efficiency"
-    table = Table(title=title, title_justify="left")
+    caption = "* the least or the greatest that was tried: one beyond it may be better"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column("stage")
     for column in ("server", "alone", "efficiency", "rounds", "goal"):
         table.add_column(column, justify="right")
@@ -62,13 +63,17 @@ def _table(result: Mapping[str, Any]) -> Table:
         ratio, goal = one["ratio"], result["efficiency"]["stages"][name]["goal"]
         table.add_row(
             name,
-            f"{one['server_items_per_s']:.1f} ({one['best_clients']})",
-            f"{one['engine_items_per_s']:.1f} ({one['best_max_batch_tokens']})",
+            f"{one['server_items_per_s']:.1f} ({_setting(one, 'best_clients')})",
+            f"{one['engine_items_per_s']:.1f} ({_setting(one, 'best_max_batch_tokens')})",
             f"{ratio['of_medians']:.2f}",
             f"{ratio['least']:.2f} … {ratio['greatest']:.2f}",
             "–" if goal is None else f"{goal:.2f} {'met' if one['goal_met'] else 'missed'}",
         )
     return table
+
+
+def _setting(one: Mapping[str, Any], name: str) -> str:
+    return f"{one[name]}{'*' if one[f'{name}_at_edge'] else ''}"
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, object]:

@@ -131,9 +131,9 @@ class RampLoad(_ScheduledLoad):
 class Criterion(Section):
     """What a rate must hold to count as sustained; benchmarks/sustained.py says how it is judged.
 
-    `answered_share`: least answers by requests offered, within the window. `error_share`: most failures by requests.
-    `slope` (seconds per second) and `growth` (ratio): latency that rises faster than the one and by more than the
-    other from the window's first third to its last is a queue that grows.
+    `answered_share`: least whole answers by requests offered, within the window. `error_share`: most failures and
+    answers without a stage by requests. `slope` (seconds per second) and `growth` (ratio): latency that rises faster
+    than the one and by more than the other from the window's first third to its last is a queue that grows.
     """
 
     answered_share: float = Field(default=0.95, gt=0, le=1)

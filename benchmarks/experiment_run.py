@@ -118,10 +118,8 @@ class ExperimentRun:
         async with Connections(self._url) as connections:
             before = await self._server_stages(connections)
             generator = LoadGenerator(self._client(connections), self._bodies, self._limits, seed)
-            started_s, started_cpu_s = time.perf_counter(), time.process_time()
             async with self._ingesting(connections, load) as ingest, self._watching(generator, title, run_id) as watch:
                 samples = await generator.run(load, recorded)
-            client_cpu_share = (time.process_time() - started_cpu_s) / (time.perf_counter() - started_s)
             after = None if before is None else await self._server_stages(connections)
         window = measured_window(
             samples,
@@ -134,7 +132,7 @@ class ExperimentRun:
             load=load,
             seed=seed,
             window=window,
-            client_cpu_share=client_cpu_share,
+            client_cpu_share=generator.client_cpu_share,
             summary=summarise(samples, window, experiment.slo, stream=experiment.stream),
             stages=stage_table(samples, window),
             ingest=None if ingest is None else ingest.summarise(window),

@@ -18,17 +18,17 @@ REQUIRED_SHARE = 0.99
 class Goodput:
     """How a load did by an SLO.
 
-    A request is good when it succeeded, its latency is at most `request_p99_s`, and, of a stream, its time to the
-    first token at most `ttft_s` and the mean of its times between tokens at most `itl_s`. A limit that is null or does
-    not apply is kept by every success. A stream without a `token` event has its latency as its time to the first
-    token; one with a single token has no time between tokens.
+    A request is good when it was answered with every stage, its latency is at most `request_p99_s`, and, of a stream,
+    its time to the first token at most `ttft_s` and the mean of its times between tokens at most `itl_s`. A limit that
+    is null or does not apply is kept by every whole answer. A stream without a `token` event has its latency as its
+    time to the first token; one with a single token has no time between tokens.
 
     `good` and `good_share` are of the requests that were meant to start in the window, the failed ones among them.
     `good_per_s` counts as `requests_per_s` does: good requests that were answered within the window, whenever they
     began, by the window's length. `within` is, for each limit that applies, the share of the window's requests that
-    kept it; a failed request keeps none, or shedding would help. `met` is whether every one of these shares, and that
-    of the successes, is at least 0.99, that is, whether each limit holds at the 99th percentile; of no requests at all
-    it is false.
+    kept it; one that failed or did without a stage keeps none, or shedding would help. `met` is whether every one of
+    these shares, and that of the whole answers, is at least 0.99, that is, whether each limit holds at the 99th
+    percentile; of no requests at all it is false.
     """
 
     slo: dict[str, float | None]
@@ -44,21 +44,21 @@ def measure_goodput(
 ) -> Goodput:
     """Measure a window of `length_s` seconds: the requests `started` within it, the successes `answered` within it."""
     limits = _limits(slo, stream=stream)
-    succeeded = [sample for sample in started if sample.error_kind is None]
-    good = sum(_is_good(sample, limits) for sample in succeeded)
-    good_answers = sum(_is_good(sample, limits) for sample in answered)
+    whole = [sample for sample in started if sample.is_whole]
+    good = sum(_is_good(sample, limits) for sample in whole)
+    good_answers = sum(sample.is_whole and _is_good(sample, limits) for sample in answered)
 
     def share(count: int) -> float:
         return count / max(1, len(started))
 
-    within = {name: share(sum(map(keeps, succeeded))) for name, keeps in limits.items()}
+    within = {name: share(sum(map(keeps, whole))) for name, keeps in limits.items()}
     return Goodput(
         slo=slo.model_dump(),
         good=good,
         good_share=share(good),
         good_per_s=good_answers / length_s if length_s > 0 else 0.0,
         within=within,
-        met=min([share(len(succeeded)), *within.values()]) >= REQUIRED_SHARE,
+        met=min([share(len(whole)), *within.values()]) >= REQUIRED_SHARE,
     )
 
 

@@ -60,7 +60,8 @@ def shuffled_cycle(count: int, rng: np.random.Generator) -> Iterator[int]:
 class LoadGenerator:
     """Runs one load against one server and keeps a sample of every request, those of the warm-up included.
 
-    The same seed gives the same arrivals and the same sequence of queries.
+    The same seed gives the same arrivals and the same sequence of queries. `client_cpu_share` is the part of one core
+    that this process took from the load's start to the horizon or `stop`, or to the last answer if that came before.
     """
 
     def __init__(self, client: RequestClient, bodies: Sequence[bytes], limits: Limits, seed: Sequence[int]) -> None:
@@ -73,15 +74,27 @@ class LoadGenerator:
         self._origin_s = 0.0
         self._num_started = 0
         self._num_in_flight = 0
+        self._started_cpu_s = 0.0
+        self._is_cpu_measured = False
         self.samples: list[Sample] = []
         self.stopped_at_s: float | None = None
+        self.client_cpu_share = 0.0
 
     async def run(self, load: SingleLoad, recorded: Sequence[Arrival] = ()) -> list[Sample]:
         """Return the samples in the order in which the requests ended, once all of them have.
 
         `recorded` are the arrivals of a replay, ascending, its speed applied already; no other load has any.
         """
-        self._origin_s = time.perf_counter()
+        self._origin_s, self._started_cpu_s = time.perf_counter(), time.process_time()
+        horizon = asyncio.get_running_loop().call_later(self._limits.horizon_s, self._measure_cpu)
+        try:
+            await self._send(load, recorded)
+        finally:
+            horizon.cancel()
+            self._measure_cpu()
+        return self.samples
+
+    async def _send(self, load: SingleLoad, recorded: Sequence[Arrival]) -> None:
         match load:
             case ClosedLoad():
                 async with asyncio.TaskGroup() as users:
@@ -93,12 +106,18 @@ class LoadGenerator:
             case ReplayLoad():
                 within = [arrival for arrival in recorded if arrival.at_s < self._limits.horizon_s]
                 await self._follow(within[: self._limits.max_requests], load.max_in_flight)
-        return self.samples
 
     def stop(self) -> None:
         """Start no request any more; `run` returns when those in flight have ended."""
         if self.stopped_at_s is None:
             self.stopped_at_s = self._now_s()
+            self._measure_cpu()
+
+    def _measure_cpu(self) -> None:
+        # Only once: the wait for the last answers takes hardly any, and would make a busy client look idle.
+        if not self._is_cpu_measured:
+            self._is_cpu_measured = True
+            self.client_cpu_share = (time.process_time() - self._started_cpu_s) / self._now_s()
 
     @property
     def num_in_flight(self) -> int:

@@ -58,7 +58,8 @@ class Summary:
 
     `latency`, `ttft` and `inter_token` are those of the successful ones, `start_delay` is of all: how late the client
     itself sent them. `requests_per_s` alone counts by end: successes that were answered within the window, whenever
-    they began, for a server that lags behind an open load must not be credited with answers it gave afterwards.
+    they began, for a server that lags behind an open load must not be credited with answers it gave afterwards. Answers
+    that did without a stage are successes; `degraded` counts them, each for every stage that it lacks.
     """
 
     num_requests: int

@@ -16,13 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import result_file
+from benchmarks.command import provenance
+from benchmarks.run import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 
 MIB = 2**20
 
-EXIT_OK = 0
 EXIT_ENDED_EARLY = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +46,10 @@ class MemorySummary:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parse(arguments)
     console = Console(stderr=True)
+    made = provenance("benchmarks.memory", arguments)
     samples: list[MemorySample] = []
     try:
         watch(psutil.Process(options.pid), options.seconds, options.every, samples.append)
@@ -62,9 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     summary = summarise(samples)
     _print_table(console, f"process {options.pid}: {len(samples)} samples", summary)
-    result = {"pid": options.pid, "summary": asdict(summary), "samples": [asdict(sample) for sample in samples]}
+    measured = {"pid": options.pid, "summary": asdict(summary), "samples": [asdict(sample) for sample in samples]}
+    result = {**made, **measured}
     if options.out:
-        result_file.write(options.out, {"schema_version": result_file.SCHEMA_VERSION, **result})
+        result_file.write(options.out, result)
         console.print(f"result: {options.out}", markup=False, highlight=False)
     else:
         print(json.dumps(result))

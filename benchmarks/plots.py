@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks.knee import knee
-from benchmarks.result_parts import Family, Medians, Quantiles, StageMedians
+from benchmarks.result_parts import Family, Load, Medians, Quantiles, StageMedians
 from benchmarks.run import EXIT_OK, EXIT_USAGE
 from benchmarks.tables import short
 from benchmarks.throughput_result import ResultFileError, ThroughputResult, read_result
@@ -75,10 +77,15 @@ def write_plots(result: ThroughputResult, plots: Sequence[Plot], folder: Path) -
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for plot in plots:
-        path = folder / f"{result.stem}-{plot.name}.png"
+        path = folder / file_name(result, plot)
         path.write_bytes(plot.png)
         paths.append(path)
     return paths
+
+
+def file_name(result: ThroughputResult, plot: Plot) -> str:
+    """Return the name of the file in which a plot of the result is kept."""
+    return f"{result.stem}-{plot.name}.png"
 
 
 def draw(result: ThroughputResult) -> list[Plot]:
@@ -90,13 +97,18 @@ def draw(result: ThroughputResult) -> list[Plot]:
 def find_knee(result: ThroughputResult, family: Family, members: Sequence[Medians]) -> tuple[float, str] | None:
     """Return the rate at the knee of the p99 and in words how it was found; None where there is none.
 
-    It is the highest rate that a saturation search let pass, if the result has one. Else it is the point with the
-    largest distance from the chord from the lightest load to the heaviest, see `benchmarks.knee`.
+    It is the highest rate that a saturation search let pass, if the result has one; of several searches the median, in
+    which one that let none pass counts as 0. Else it is the point with the largest distance from the chord from the
+    lightest load to the heaviest, see `benchmarks.knee`.
     """
     if family == "open":
+        searched: defaultdict[Load, list[float]] = defaultdict(list)
         for found in result.saturation:
-            if found.max_rate_per_s:
-                return found.max_rate_per_s, "highest rate that passed the saturation search"
+            searched[found.load].append(found.max_rate_per_s or 0.0)
+        for highest in searched.values():
+            if rate_per_s := median(highest):
+                several = f", median of {len(highest)}" if len(highest) > 1 else ""
+                return rate_per_s, f"highest rate that passed the saturation search{several}"
     points = _points(result, family, members)
     index = knee([rate for rate, _, _ in points], [latency.p99_s for _, _, latency in points])
     return None if index is None else (points[index][0], "knee of the p99: farthest from the chord")
@@ -142,10 +154,8 @@ def _latency_panel(panel: Axes, result: ThroughputResult, family: Family, member
         panel.axvline(mark[0], color="#444444", linestyle="--", linewidth=1.5, label=f"{mark[1]}, {short(mark[0])}/s")
     panel.set(title=LOADS[family], xlabel=RATES[family], ylabel="latency, ms (log scale)", yscale="log")
     panel.margins(x=0.12, y=0.1)
-    # Room for the legend above the curves.
-    panel.set_ylim(top=panel.get_ylim()[1] * 2)
     panel.set_xlim(left=max(0.0, panel.get_xlim()[0]))
-    panel.legend(loc="upper left")
+    _legend_above(panel)
     _plain_log_ticks(panel)
     first, last = points[0], points[-1]
     ends = [f"{short(latency.p99_s * 1e3)} ms at {short(rate)}/s" for rate, _, latency in (first, last)]
@@ -211,7 +221,7 @@ def _batches(result: ThroughputResult) -> Plot | None:
         labels = [_verbatim(one.load.label) for one in members]
         crowded = len(labels) > 5
         panel.set_xticks(range(len(labels)), labels, rotation=30 if crowded else 0, ha="right" if crowded else "center")
-        panel.legend(title="stages that batch")
+        _legend_above(panel, "stages that batch")
         _plain_log_ticks(panel)
     title = f"{result.name}: batch size against load"
     return _finish(figure, "batches", title, f"{title}. {' '.join(told)}")
@@ -262,6 +272,16 @@ def _panels(num_rows: int, num_columns: int) -> tuple[Figure, list[Axes]]:
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
     return figure, panels
+
+
+def _legend_above(panel: Axes, title: str | None = None) -> None:
+    """Make room above the curves of a log axis, and put the legend there.
+
+    matplotlib can search for the best place: it differs with what is drawn, and takes seconds where there is much of
+    it. Latencies and batches grow with the load, so the most room is above the lightest ones.
+    """
+    panel.set_ylim(top=panel.get_ylim()[1] * 2)
+    panel.legend(title=title, loc="upper left")
 
 
 def _plain_log_ticks(panel: Axes) -> None:

@@ -66,6 +66,11 @@ class Sample:
     def latency_s(self) -> float:
         return self.end_s - self.intended_start_s
 
+    @property
+    def is_whole(self) -> bool:
+        """Answered, with every stage."""
+        return self.error_kind is None and not self.degraded
+
     def to_json(self) -> dict[str, Any]:
         """Return the raw sample of the result file, times rounded to microseconds."""
         return {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import PurePath
+from statistics import median
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -56,6 +58,14 @@ class Quantiles(ResultPart):
     p90_s: float
     p99_s: float
 
+    @staticmethod
+    def medians(several: Iterable[Quantiles | None]) -> Quantiles | None:
+        """Of each time the median over those that have it; None where none has."""
+        known = [one for one in several if one is not None]
+        if not known:
+            return None
+        return Quantiles(**{name: median(getattr(one, name) for one in known) for name in Quantiles.model_fields})
+
 
 class Distribution(Quantiles):
     """Times in seconds, and how many there were."""
@@ -98,7 +108,10 @@ class Goodput(ResultPart):
 
 
 class Summary(ResultPart):
-    """What `benchmarks.measure.Summary` says of one run. `errors` counts by kind."""
+    """What `benchmarks.measure.Summary` says of one run.
+
+    `errors` counts by kind, `degraded` the answers by the stage that they did without: None where a file says nothing.
+    """
 
     num_requests: int
     num_succeeded: int
@@ -108,6 +121,7 @@ class Summary(ResultPart):
     requests_per_s: float
     offered_per_s: float
     errors: dict[str, int]
+    degraded: dict[str, int] | None = None
     latency: Distribution | None = None
     start_delay: Distribution | None = None
     ttft: Distribution | None = None
@@ -160,17 +174,17 @@ class StageMedians(ResultPart):
     mean_batch_size: float
 
     @classmethod
-    def of_run(cls, totals: StageTotals) -> StageMedians:
-        """The medians over a single run."""
+    def of_runs(cls, runs: Sequence[StageTotals]) -> StageMedians:
+        """The medians over one run at least of the same stage."""
         return cls(
-            stage=totals.stage,
-            mean_s=totals.total.mean_s,
-            p50_s=totals.total.p50_s,
-            p99_s=totals.total.p99_s,
-            queue_share=totals.queue_share,
-            batch_wait_share=totals.batch_wait_share,
-            compute_share=totals.compute_share,
-            mean_batch_size=totals.mean_batch_size,
+            stage=runs[0].stage,
+            mean_s=median(run.total.mean_s for run in runs),
+            p50_s=median(run.total.p50_s for run in runs),
+            p99_s=median(run.total.p99_s for run in runs),
+            queue_share=median(run.queue_share for run in runs),
+            batch_wait_share=median(run.batch_wait_share for run in runs),
+            compute_share=median(run.compute_share for run in runs),
+            mean_batch_size=median(run.mean_batch_size for run in runs),
         )
 
     @property

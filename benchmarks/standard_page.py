@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import own_server, tables
-from benchmarks.plots import Plot
+from benchmarks.plots import Plot, file_name
 from benchmarks.throughput_result import ThroughputResult
 
 BEGIN = "<!-- standard set: begin -->"
@@ -36,7 +36,7 @@ class Part:
 
 
 def write_section(page: Path, parts: Sequence[Part], plot_folder: Path) -> None:
-    """Write the section into the page and the plots that it shows into their folder.
+    """Write the section into the page. The plots that it shows lie in their folder, where `write_plots` has put them.
 
     Raises PageError where the page has not exactly one pair of markers; nothing is written then.
     """
@@ -46,10 +46,6 @@ def write_section(page: Path, parts: Sequence[Part], plot_folder: Path) -> None:
         raise PageError(f"can't read {page}: {error.strerror}") from error
     link = Path(os.path.relpath(plot_folder, page.parent)).as_posix()
     after = replace_section(before, section(parts, link), page.name)
-    plot_folder.mkdir(parents=True, exist_ok=True)
-    for part in parts:
-        for plot in part.plots:
-            (plot_folder / plot_name(part.result, plot)).write_bytes(plot.png)
     page.write_text(after, encoding="utf-8")
 
 
@@ -85,11 +81,6 @@ def section(parts: Sequence[Part], plot_link: str) -> str:
     return "\n\n".join(lines)
 
 
-def plot_name(result: ThroughputResult, plot: Plot) -> str:
-    """Return the file name under which a plot of the section is kept."""
-    return f"{result.name}-{plot.name}.png"
-
-
 def _chapter(part: Part, plot_link: str) -> Iterable[str]:
     result = part.result
     yield f"### {tables.escape_markdown(part.title)}"
@@ -104,4 +95,4 @@ def _chapter(part: Part, plot_link: str) -> Iterable[str]:
         yield tables.to_markdown(table)
         yield f"**{tables.escape_markdown(tables.bottleneck_sentence(heaviest))}**"
     for plot in part.plots:
-        yield f"![{tables.escape_markdown(plot.alt)}]({plot_link}/{plot_name(result, plot)})"
+        yield f"![{tables.escape_markdown(plot.alt)}]({plot_link}/{file_name(result, plot)})"

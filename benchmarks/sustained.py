@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -50,11 +52,12 @@ def find_shortcomings(
 ) -> list[str]:
     """Return what the window lacks to count as sustained, in words; nothing where it is.
 
-    Requests count as offered when they were meant to start in the window, and as answered when they succeeded within
-    it, whenever they began. `num_unanswered` are those offered ones that have no sample yet.
+    Requests count as offered when they were meant to start in the window, and as answered when they were answered with
+    every stage within it, whenever they began: a server that leaves out a stage because it has too much to do does not
+    keep up. `num_unanswered` are those offered ones that have no sample yet.
     """
     started = started_within(samples, window)
-    answers = sum(sample.error_kind is None and window.start_s <= sample.end_s <= window.end_s for sample in samples)
+    answers = sum(sample.is_whole and window.start_s <= sample.end_s <= window.end_s for sample in samples)
     errors = Counter(sample.error_kind for sample in started if sample.error_kind is not None)
     offered = len(started) + num_unanswered
     if not offered:
@@ -62,9 +65,13 @@ def find_shortcomings(
     found = []
     if answers < criterion.answered_share * offered:
         found.append(f"{answers} of {offered} requests answered in {window.length_s:.1f} s")
-    if errors.total() > criterion.error_share * offered:
-        kinds = ", ".join(f"{kind} {count}" for kind, count in errors.most_common())
-        found.append(f"{errors.total() / offered:.1%} of the requests failed ({kinds})")
+    degraded = [sample.degraded for sample in started if sample.error_kind is None and sample.degraded]
+    if errors.total() + len(degraded) > criterion.error_share * offered:
+        if errors:
+            found.append(f"{errors.total() / offered:.1%} of the requests failed ({_counted(errors)})")
+        if degraded:
+            stages = Counter(chain.from_iterable(degraded))
+            found.append(f"{len(degraded) / offered:.1%} of the answers did without a stage ({_counted(stages)})")
     trend = latency_trend([sample for sample in started if sample.error_kind is None])
     if trend is not None and trend.exceeds(criterion):
         found.append(
@@ -74,12 +81,16 @@ def find_shortcomings(
     return found
 
 
+def _counted(counts: Counter[Any]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common())
+
+
 def find_broken_promises(goodput: Goodput | None) -> list[str]:
     """Return which limits of the SLO were not kept, in words; nothing where all were or there is no SLO."""
     if goodput is None or goodput.met:
         return []
     broken = [f"{name} kept by {share:.1%}" for name, share in goodput.within.items() if share < REQUIRED_SHARE]
-    return [f"the SLO was missed: {', '.join(broken) or 'too many requests failed'}"]
+    return [f"the SLO was missed: {', '.join(broken) or 'too few whole answers'}"]
 
 
 def find_overload(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from benchmarks.result_parts import Medians, Quantiles, Run
 from benchmarks.throughput_result import ThroughputResult
@@ -41,6 +43,7 @@ def loads_table(result: ThroughputResult) -> Table:
         "failed": lambda one: str(sum(run.summary.num_failed for run in result.runs_of(one))),
         "shed": lambda one: str(sum(run.summary.shed for run in result.runs_of(one))),
         "timeouts": lambda one: str(sum(run.summary.timeouts for run in result.runs_of(one))),
+        "degraded": lambda one: _degraded(result.runs_of(one)),
         "documents/s": lambda one: _documents_per_s(result.runs_of(one)),
     }
     members = [one for _, members in result.families() for one in members]
@@ -164,9 +167,18 @@ def _slo_met(runs: Iterable[Run]) -> str:
     return "yes" if all(judged) else "no" if not any(judged) else f"in {sum(judged)} of {len(judged)}"
 
 
+def _degraded(runs: Iterable[Run]) -> str:
+    """How many answers did without which stages; an answer counts for each of them."""
+    known = [run.summary.degraded for run in runs if run.summary.degraded is not None]
+    counts: Counter[str] = Counter()
+    for degraded in known:
+        counts.update(degraded)
+    return ", ".join(f"{stage} {count}" for stage, count in counts.items()) or ("0" if known else NOTHING)
+
+
 def _documents_per_s(runs: Iterable[Run]) -> str:
-    rates = sorted(run.ingest.documents_per_s for run in runs if run.ingest is not None)
-    return short(rates[len(rates) // 2]) if rates else NOTHING
+    rates = [run.ingest.documents_per_s for run in runs if run.ingest is not None]
+    return short(median(rates)) if rates else NOTHING
 
 
 def _without_empty_columns(table: Table) -> Table:

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import defaultdict
 from pathlib import Path, PurePath, PureWindowsPath
+from statistics import median
 from typing import Any
 
 from pydantic import ValidationError
 
 from benchmarks.result_file import SCHEMA_VERSION
-from benchmarks.result_parts import Family, Load, Medians, ResultPart, Run, Saturation, StageMedians
+from benchmarks.result_parts import (
+    Family,
+    Load,
+    Medians,
+    Quantiles,
+    ResultPart,
+    Run,
+    Saturation,
+    StageMedians,
+    StageTotals,
+)
 
 
 class ResultFileError(Exception):
@@ -70,19 +82,24 @@ class ThroughputResult(ResultPart):
         return grouped
 
     def _medians_of_probes(self, load: Load) -> Medians:
-        """Stand for the probes of one rate by the last of them: few rates are probed more than once."""
-        run = next(run for run in reversed(self.loads) if run.probe and run.load == load)
-        goodput = run.summary.goodput
+        """The medians over the probes of one rate: every search of an experiment with `repeats` begins at the same."""
+        runs = [run for run in self.loads if run.probe and run.load == load]
+        summaries = [run.summary for run in runs]
+        good_per_s = [summary.goodput.good_per_s for summary in summaries if summary.goodput is not None]
+        by_stage: defaultdict[str, list[StageTotals]] = defaultdict(list)
+        for run in runs:
+            for stage in run.stages:
+                by_stage[stage.stage].append(stage)
         return Medians(
             load=load,
             probe=True,
-            repeats=sum(run.probe and run.load == load for run in self.loads),
-            requests_per_s=run.summary.requests_per_s,
-            good_per_s=None if goodput is None else goodput.good_per_s,
-            latency=run.summary.latency,
-            ttft=run.summary.ttft,
-            inter_token=run.summary.inter_token,
-            stages=tuple(StageMedians.of_run(stage) for stage in run.stages),
+            repeats=len(runs),
+            requests_per_s=median(summary.requests_per_s for summary in summaries),
+            good_per_s=median(good_per_s) if good_per_s else None,
+            latency=Quantiles.medians(summary.latency for summary in summaries),
+            ttft=Quantiles.medians(summary.ttft for summary in summaries),
+            inter_token=Quantiles.medians(summary.inter_token for summary in summaries),
+            stages=tuple(map(StageMedians.of_runs, by_stage.values())),
         )
 
     def weight_of(self, medians: Medians) -> float:

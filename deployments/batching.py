@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -146,6 +146,7 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
         self._ready: dict[Priority, list[_Entry[Item, Prepared, Result]]] = {name: [] for name in PRIORITIES}
         self._open: set[_Request[Result]] = set()
         self._num_waiting = 0
+        self._prepared_streak = 0
         self._interactive_streak = 0
         self._sequence = itertools.count()
         self._death: StageUnavailable | None = None
@@ -233,14 +234,11 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
         while True:
             with self._lock:
                 while not any(self._raw.values()) and self._death is None:
+                    self._prepared_streak = 0
                     self._arrived.wait()
                 if self._death is not None:
                     return
-                # A few bulk items at a time, so that a question never waits for the tokenising of a whole book.
-                raw, most = self._raw["interactive"], self._config.max_batch_rows
-                if not raw:
-                    raw, most = self._raw["bulk"], BULK_ITEMS_PREPARED_AT_ONCE
-                arrived = [raw.popleft() for _ in range(min(len(raw), most))]
+                arrived = self._next_raw()
             alive = [entry for entry in arrived if not self._is_gone(entry)]
             self._forget(len(arrived) - len(alive))
             taken = self._prepare(alive)
@@ -249,6 +247,15 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
                     bisect.insort(self._ready[entry.request.priority], entry, key=self._order)
                 if taken:
                     self._ready_changed.notify()
+
+    def _next_raw(self) -> list[_Entry[Item, Prepared, Result]]:
+        """Take what is tokenised next out of what has arrived. Called with the lock held."""
+        priority = self._next_priority(self._raw, self._prepared_streak)
+        self._prepared_streak = self._prepared_streak + 1 if priority == "interactive" else 0
+        # A few bulk items at a time, so that a question never waits for the tokenising of a whole book.
+        most = self._config.max_batch_rows if priority == "interactive" else BULK_ITEMS_PREPARED_AT_ONCE
+        raw = self._raw[priority]
+        return [raw.popleft() for _ in range(min(len(raw), most))]
 
     def _prepare(self, entries: list[_Entry[Item, Prepared, Result]]) -> list[_Entry[Item, Prepared, Result]]:
         """Tokenise; entries that can't be prepared are answered at once, the others are returned."""
@@ -303,7 +310,6 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
         for request in {entry.request for entry in entries}:
             request.compute_s += compute_s
             request.largest_batch = max(request.largest_batch, len(entries))
-        self._dropped.add("failed", sum(isinstance(result, StageError) for result in results))
         self._settle(list(zip(entries, results, strict=True)))
 
     def _next_batch(self, ahead: bool = False) -> list[_Entry[Item, Prepared, Result]]:
@@ -317,7 +323,7 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
             alive = [entry for entry in entries if not self._is_gone(entry)]
             self._num_waiting -= len(entries) - len(alive)
             self._ready[priority] = alive
-        priority = self._next_priority()
+        priority = self._next_priority(self._ready, self._interactive_streak)
         entries = self._ready[priority]
         if not entries and not ahead:
             self._interactive_streak = 0
@@ -339,9 +345,9 @@ class MicroBatcher(Generic[Item, Prepared, Result]):
         anchor = min(range(len(entries)), key=lambda i: entries[i].sequence)
         return cut_batch(lengths, anchor, self._config, self._padding_cost)
 
-    def _next_priority(self) -> Priority:
-        turn_of_bulk = self._interactive_streak >= self._config.interactive_batches_per_bulk
-        return "interactive" if self._ready["interactive"] and not (turn_of_bulk and self._ready["bulk"]) else "bulk"
+    def _next_priority(self, waiting: Mapping[Priority, Sized], interactive_streak: int) -> Priority:
+        turn_of_bulk = interactive_streak >= self._config.interactive_batches_per_bulk
+        return "interactive" if waiting["interactive"] and not (turn_of_bulk and waiting["bulk"]) else "bulk"
 
     def _is_gone(self, entry: _Entry[Item, Prepared, Result]) -> bool:
         # Nobody waits for an expired item either: its caller's own timer has run out with the same budget.

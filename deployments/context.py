@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 from pydantic import Field
@@ -32,7 +32,6 @@ __all__ = [
     "ContextConfig",
     "CountMessages",
     "CountTokens",
-    "choose_sources",
     "render_source",
 ]
 
@@ -114,6 +113,10 @@ class ContextBuilder:
     def build(self, question: str, passages: Iterable[Passage], prompt_limit: int | None = None) -> Context:
         """The best of `passages`, which come best first, that fit the budget; with a limit, the whole prompt fits it.
 
+        A passage that does not fit is left out and the next one is tried, so one long passage can't empty the context.
+        One that repeats a better one is left out, too. Passages that follow each other in their document become one
+        source, which stands where the best of them stood.
+
         `prompt_limit` is in tokens: the model's length less those of the answer. Where the question alone is too long
         for it, the context is without sources and as long as it is. Without `count_messages` it is not looked at.
         """
@@ -139,7 +142,7 @@ class ContextBuilder:
         sources: Sequence[Source] = selection.runs.sources()
         if self._order is not None:
             sources = self._order.order(sources)
-        numbered = tuple(replace(source, number=number) for number, source in enumerate(sources, start=1))
+        numbered = tuple(source.numbered(number) for number, source in enumerate(sources, start=1))
         return Context(numbered, prompt_messages(question, numbered, self._config.prompts))
 
     def _excess(self, context: Context, estimate: int, around: int, prompt_limit: int | None) -> int:
@@ -168,16 +171,6 @@ class ContextBuilder:
                 prompts.no_sources
             )
         return self._tokens_around
-
-
-def choose_sources(passages: Iterable[Passage], config: ContextConfig, count_tokens: CountTokens) -> tuple[Source, ...]:
-    """The sources of an answer from `passages`, which come best first; numbered from 1, best first, within the budget.
-
-    A passage that does not fit is left out and the next one is tried, so one long passage can't empty the context.
-    One that repeats a better one is left out, too. Passages that follow each other in their document become one source,
-    which stands where the best of them stood.
-    """
-    return ContextBuilder(config, count_tokens).build("", passages).sources
 
 
 class _Selection:

@@ -96,12 +96,17 @@ class Outcome(Generic[Value]):
 @compact
 @dataclass(frozen=True, slots=True)
 class EmbedRequest:
-    """Texts to embed together. `truncate=False` refuses texts longer than the model takes instead of cutting them."""
+    """Texts to embed together. `truncate=False` refuses texts longer than the model takes instead of cutting them.
+
+    `model` is the configured model (`embedder.model`) whose vectors are wanted; an embedder of another one answers
+    StageUnavailable. With "" any will do.
+    """
 
     texts: tuple[str, ...]
     role: Literal["query", "passage"] = "query"
     priority: Priority = "interactive"
     truncate: bool = True
+    model: str = ""
 
 
 @compact
@@ -227,6 +232,10 @@ class Source:
     number: int
     passage: Passage
     parts: tuple[Passage, ...] = ()
+
+    def numbered(self, number: int) -> Source:
+        """The same source under a number."""
+        return Source(number, self.passage, self.parts)
 
     def stored(self) -> tuple[Passage, ...]:
         """The passages as they are stored."""

@@ -16,11 +16,12 @@ from deployments.batch_cutting import BatchingConfig
 from deployments.batching import BatchEngine, MicroBatcher, raise_or_return
 from deployments.contracts import Call, EmbeddingModel, Embeddings, EmbedRequest, Outcome, StageTiming, Timed, Vector
 from deployments.engine_choice import AUTO, ModelEngines, load_model_engine
-from deployments.errors import InputTooLong, StageError
+from deployments.errors import InputTooLong, StageError, StageUnavailable
 from deployments.exporter import ENABLED, TelemetryConfig, export
 from deployments.hop import serve_each
 from deployments.models import Dtype, model_location, model_name
 from deployments.padding import LENGTH_MULTIPLE, Padding
+from deployments.positions import length_limit
 from deployments.replica import settle
 from deployments.section import Section
 from deployments.tokenizing import BatchTokenizer
@@ -37,9 +38,6 @@ ENGINES = ModelEngines(
     openvino="deployments.openvino_encoder:OpenVinoEncoder",
     packed="deployments.packed_encoder:PackedEncoder",
 )
-
-# English has four to five characters in a token; a long word that a tokenizer does not know is one token as a whole.
-MAX_CHARS_PER_TOKEN = 64
 
 
 class EmbedderConfig(Section):
@@ -59,7 +57,12 @@ class EmbedderConfig(Section):
     device: str = Field("auto", description="cpu, cuda, cuda:N, mps, or auto: a GPU when torch sees one.")
     dtype: Dtype = Field("auto", description="auto: bfloat16 where the hardware computes in it, else float32.")
     num_threads: int = Field(2, ge=1, description="Threads of one forward pass on a CPU.")
-    max_length_tokens: int | None = Field(None, ge=8, description="Longer texts are cut; null: the model's own limit.")
+    max_length_tokens: int | None = Field(
+        None,
+        ge=8,
+        description="Longer texts are cut; null: the model's own limit. "
+        "Not above the positions that the model has learned.",
+    )
     query_prompt: str | None = Field(
         None, description="Text in front of every query; null: the model's own prompt for queries, if it has one."
     )
@@ -95,15 +98,16 @@ class EmbeddingEngine(BatchEngine[Text, list[int], EmbeddedText], Protocol):
 class EncoderInputs:
     """What an encoder reads of texts: their token ids behind the prompt of their role, alone and as padded batches.
 
-    `names` are the arrays that the model takes. Two threads may use it, one for each method.
+    `names` are the arrays that the model takes. Two threads may use it, one for each method. Raises ConfigError where
+    the model can't read texts of the configured length.
     """
 
     def __init__(
         self, encoder: SentenceTransformer, config: EmbedderConfig, length_multiple: int = LENGTH_MULTIPLE
     ) -> None:
         self._tokenizer = BatchTokenizer(encoder.tokenizer)
-        limit = config.max_length_tokens or encoder.max_seq_length or encoder.tokenizer.model_max_length
-        self.model = EmbeddingModel(model_name(config.model), encoder.get_embedding_dimension(), int(limit))
+        limit = length_limit(encoder, config.max_length_tokens)
+        self.model = EmbeddingModel(model_name(config.model), encoder.get_embedding_dimension(), limit)
         self.names = self._tokenizer.input_names
         self._padding = Padding(self.model.max_length_tokens, length_multiple)
         own = encoder.prompts
@@ -115,13 +119,12 @@ class EncoderInputs:
     def prepare(self, items: Sequence[Text]) -> list[tuple[list[int], int] | StageError]:
         """Token ids of each text, special tokens included, and how many a row of them takes."""
         limit = self.model.max_length_tokens
-        # Far more than the model will ever read of a text: tokenising all of a book would hold up every text behind it.
-        enough = limit * MAX_CHARS_PER_TOKEN
-        encoded = self._tokenizer.ids([self._prompts[item.role] + item.text[:enough] for item in items])
+        texts = [self._prompts[item.role] + item.text for item in items]
+        heads = [self._tokenizer.head(text, limit) for text in texts]
         prepared: list[tuple[list[int], int] | StageError] = []
-        for item, ids in zip(items, encoded, strict=True):
+        for item, text, head, ids in zip(items, texts, heads, self._tokenizer.ids(heads), strict=True):
             if len(ids) > limit and not item.truncate:
-                at_least = "at least " if len(item.text) > enough else ""
+                at_least = "at least " if len(head) < len(text) else ""
                 message = f"the text has {at_least}{len(ids)} tokens, but the model takes {limit}; shorten it"
                 prepared.append(InputTooLong(message))
                 continue
@@ -191,6 +194,7 @@ class Embedder:
     """The deployment: joins every caller's texts in one batcher."""
 
     def __init__(self, config: EmbedderConfig, telemetry: TelemetryConfig = ENABLED) -> None:
+        self._model = config.model
         self._engine = load_embedding_engine(config)
         self._batcher = MicroBatcher(self._engine, config.batching, "embedder", "embed")
         self._items = ItemCount()
@@ -198,11 +202,15 @@ class Embedder:
         settle()
 
     async def embed(self, calls: Sequence[Call[EmbedRequest]]) -> list[Outcome[Embeddings]]:
-        """One outcome per call, in order; a call fails with the error of the first of its texts that failed."""
+        """One outcome per call, in order; a call fails with the error of the first of its texts that failed.
+
+        A call for another model fails with StageUnavailable.
+        """
         with self._items.of(calls):
             return await serve_each(calls, self._embed)
 
     async def _embed(self, request: EmbedRequest, budget_s: float) -> Timed[Embeddings]:
+        self._check_model(request.model)
         if not request.texts:
             return Timed(Embeddings(np.zeros((0, self._engine.model.dim), np.float32), 0), StageTiming(batch_size=0))
         texts = [Text(text, request.role, request.truncate) for text in request.texts]
@@ -211,9 +219,15 @@ class Embedder:
         vectors = np.stack([result.vector for result in results])
         return Timed(Embeddings(vectors, sum(result.num_tokens for result in results)), embedded.timing)
 
-    async def describe(self) -> EmbeddingModel:
-        """The model that this stage runs."""
+    async def describe(self, model: str = "") -> EmbeddingModel:
+        """The model that this stage runs. Raises StageUnavailable where `model`, if given, is configured as another."""
+        self._check_model(model)
         return self._engine.model
+
+    def _check_model(self, wanted: str) -> None:
+        # While a deployment is updated, callers and replicas of the old config and of the new one meet.
+        if wanted not in ("", self._model):
+            raise StageUnavailable("the embed stage is changing to another model; try again")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """The items in hand, for the policy `deployments.autoscaling:scale_by_items`."""

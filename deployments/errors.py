@@ -5,6 +5,10 @@ Every error takes one positional message, so that it survives pickling between r
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
+Reason = Literal["failed", "refused", "overloaded", "expired", "unavailable"]
+
 
 class RaglaneError(Exception):
     """Root of every error that raglane raises on purpose; `str(error)` is safe to show to a client."""
@@ -22,11 +26,15 @@ class ConfigError(RaglaneError):
 
 
 class StageError(RaglaneError):
-    """A request failed inside the lane."""
+    """A request failed inside the lane. `reason` is why, in the one word that metrics have for it."""
+
+    reason: ClassVar[Reason] = "failed"
 
 
 class InvalidInput(StageError):
     """The request can't be served as it is; the message says what to change."""
+
+    reason = "refused"
 
 
 class InputTooLong(InvalidInput):
@@ -36,23 +44,37 @@ class InputTooLong(InvalidInput):
 class TooLarge(StageError):
     """The request carries more items or bytes than one request may."""
 
+    reason = "refused"
+
+
+class BodyTimeout(RaglaneError):
+    """The request's body did not arrive in time."""
+
 
 class NotFound(StageError):
     """The named collection, document or model does not exist."""
+
+    reason = "refused"
 
 
 class AlreadyExists(StageError):
     """The thing to be created is there already."""
 
+    reason = "refused"
+
 
 class IndexMismatch(StageError):
     """The collection was indexed with another embedding model; its vectors can't be compared with ours."""
 
+    reason = "refused"
+
 
 class Overloaded(StageError):
-    """A queue is full. Trying again after `retry_after_s` seconds is reasonable."""
+    """A queue is full. Trying again after `retry_after_s` seconds is reasonable; None where the queue does not know."""
 
-    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+    reason = "overloaded"
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.args = (message, retry_after_s)
         self.retry_after_s = retry_after_s
@@ -61,9 +83,13 @@ class Overloaded(StageError):
 class DeadlineExceeded(StageError):
     """The request's deadline passed before its work was done; what was left of it was dropped."""
 
+    reason = "expired"
+
 
 class StageUnavailable(StageError):
     """The stage has no replica that can work right now (starting, restarting or dead)."""
+
+    reason = "unavailable"
 
 
 class EngineFailed(StageError):

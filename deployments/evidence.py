@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,11 +21,12 @@ from pydantic import Field
 
 from deployments.byte_lru import ByteLru
 from deployments.contracts import Candidate, EmbedRequest, Embeds, Priority, Vector
-from deployments.errors import InvalidInput, StageError
+from deployments.errors import DeadlineExceeded, InvalidInput, StageError
 from deployments.ingestion.sentences import split_sentences
 from deployments.lexical import Stemmer, Terms, coverages
 from deployments.section import Section
 from deployments.store import StoreConfig, Tables, where_ids
+from deployments.together import all_together
 
 Value = TypeVar("Value")
 
@@ -33,7 +34,11 @@ Spans = NDArray[np.int32]
 Int8Vectors = NDArray[np.int8]
 
 TEXTS_PER_REQUEST = 128
+# Of one call's texts: the next are there when the embedder is done with these, and its queue is left to others.
+_REQUESTS_IN_FLIGHT = 2
 _QUERY_SHARE = 0.25
+# Texts of a client's own are worked on in slices of so many characters; what needs more than one slice is bulk.
+_SLICE_CHARS = 2**17
 _COLUMNS = ("id", "text", "title", "sentence_spans", "sentence_vectors", "title_vector")
 
 # Collection, passage id and hash of the passage's title and text.
@@ -156,17 +161,30 @@ class Scored:
         return best if self.title_score is None else max(best, self.title_score)
 
 
+class _Worker:
+    """A thread and its stemmer, which is not for several."""
+
+    def __init__(self, language: str) -> None:
+        self.stemmer = Stemmer(language)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="evidence")
+
+    async def run(self, work: Callable[..., Value], *arguments: Any) -> Value:
+        """What `work` returns of the arguments, computed in the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+
 class SentenceEvidence:
-    """Scores the sentences of candidates: looked up where they are stored, embedded on the fly where they are not."""
+    """Scores the sentences of candidates: looked up where they are stored, embedded on the fly where they are not.
+
+    Many texts of a client's own are bulk work, which has a thread apart: what they take, nobody else waits for.
+    """
 
     def __init__(self, store: StoreConfig, embedder: Embeds, config: EvidenceConfig) -> None:
         self._store = SentenceStore(store)
         self._embedder = embedder
         self._coverage_weight = config.coverage_weight
         self._cache: ByteLru[Stored, Sentences] = ByteLru(config.cache_bytes)
-        self._stemmer = Stemmer(config.language)
-        # One thread: a stemmer is not for several.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="evidence")
+        self._interactive, self._bulk = _Worker(config.language), _Worker(config.language)
 
     async def score(
         self, query_vector: Vector | None, query: str, candidates: Sequence[Candidate], collection: str, budget_s: float
@@ -180,8 +198,10 @@ class SentenceEvidence:
         if query_vector is None:
             # Whoever asks without a vector may have failed to embed the query himself: words alone will do as well.
             query_vector = await self._query_vector(query, budget_s * _QUERY_SHARE)
-        sentences = await self._sentences(candidates, collection, expires_at)
-        return await self._in_thread(self._score_all, sentences, query, query_vector)
+        own_chars = sum(_num_chars(candidate) for candidate in candidates if not candidate.id)
+        worker = self._bulk if own_chars > _SLICE_CHARS else self._interactive
+        sentences = await self._sentences(worker, candidates, collection, expires_at)
+        return await worker.run(self._score_all, worker.stemmer, sentences, query, query_vector)
 
     async def _query_vector(self, query: str, budget_s: float) -> Vector | None:
         try:
@@ -194,7 +214,7 @@ class SentenceEvidence:
         return vector
 
     async def _sentences(
-        self, candidates: Sequence[Candidate], collection: str, expires_at: float
+        self, worker: _Worker, candidates: Sequence[Candidate], collection: str, expires_at: float
     ) -> list[Sentences | None]:
         # What it says is part of the key: another text may stand under the same id by now, even in a new collection.
         keys = [(collection, c.id, hash((c.title, c.text))) if c.id and collection else None for c in candidates]
@@ -205,7 +225,7 @@ class SentenceEvidence:
             current = {
                 index: stored[candidates[index].id] for index in missing if _is_stored(candidates[index], stored)
             }
-            made = await self._in_thread(self._with_stems, list(current.values()))
+            made = await worker.run(_with_stems, worker.stemmer, list(current.values()))
             for index, sentences in zip(current, made, strict=True):
                 known[index] = sentences
                 key = keys[index]
@@ -213,57 +233,67 @@ class SentenceEvidence:
                 self._cache.put(key, sentences, sentences.num_bytes)
         adhoc = [index for index, sentences in enumerate(known) if sentences is None]
         if adhoc:
-            fresh = await self._embed([candidates[index] for index in adhoc], expires_at)
+            fresh = await self._embed(worker, [candidates[index] for index in adhoc], expires_at)
             for index, made_now in zip(adhoc, fresh, strict=True):
                 known[index] = made_now
         return known
 
-    def _with_stems(self, stored: Sequence[StoredSentences]) -> list[Sentences]:
-        return [
-            Sentences.of(one.spans, one.vectors, [self._stemmer.terms(text) for text in one.texts()]) for one in stored
-        ]
-
-    async def _embed(self, candidates: Sequence[Candidate], expires_at: float) -> Sequence[Sentences | None]:
+    async def _embed(
+        self, worker: _Worker, candidates: Sequence[Candidate], expires_at: float
+    ) -> Sequence[Sentences | None]:
         """The candidates' sentences, embedded now; None for each where the embedder fails."""
-        spans = [np.array(split_sentences(c.text), dtype=np.int32).reshape(-1, 2) for c in candidates]
-        texts = [
-            [c.text[start:end] for start, end in pairs.tolist()] + ([c.title] if c.title.strip() else [])
-            for c, pairs in zip(candidates, spans, strict=True)
-        ]
         try:
-            vectors = await self._quantised([text for sentences in texts for text in sentences], expires_at)
+            return await self._made(worker, candidates, expires_at)
         except InvalidInput:
             raise
         except StageError:
             if all(candidate.id for candidate in candidates):
                 return [None] * len(candidates)
             raise
-        ends = np.cumsum([len(sentences) for sentences in texts])
-        stored = [
-            StoredSentences(c.text, c.title, pairs, vectors[end - len(sentences) : end])
-            for c, pairs, sentences, end in zip(candidates, spans, texts, ends.tolist(), strict=True)
-        ]
-        made: list[Sentences] = await self._in_thread(self._with_stems, stored)
+
+    async def _made(self, worker: _Worker, candidates: Sequence[Candidate], expires_at: float) -> list[Sentences]:
+        split: list[tuple[Spans, list[str]]] = []
+        for part in _slices(candidates):
+            _check_time(expires_at)
+            split.extend(await worker.run(_split, part))
+        vectors = await self._quantised([text for _, texts in split for text in texts], expires_at)
+        ends = np.cumsum([len(texts) for _, texts in split]).tolist()
+        made: list[Sentences] = []
+        for part in _slices(candidates):
+            _check_time(expires_at)
+            at = slice(len(made), len(made) + len(part))
+            stored = [
+                StoredSentences(c.text, c.title, spans, vectors[end - len(texts) : end])
+                for c, (spans, texts), end in zip(part, split[at], ends[at], strict=True)
+            ]
+            made.extend(await worker.run(_with_stems, worker.stemmer, stored))
         return made
 
     async def _quantised(self, texts: Sequence[str], expires_at: float) -> Int8Vectors:
         """The texts' vectors, fetched in slices: many texts must fill neither a message nor the embedder's queue."""
         priority: Priority = "bulk" if len(texts) > TEXTS_PER_REQUEST else "interactive"
-        slices: list[Int8Vectors] = []
-        for start in range(0, len(texts), TEXTS_PER_REQUEST):
-            request = EmbedRequest(tuple(texts[start : start + TEXTS_PER_REQUEST]), "passage", priority)
-            embedded = await self._embedder.embed(request, expires_at - time.monotonic())
-            slices.append(quantise(embedded.value.vectors))
+        slots = asyncio.Semaphore(_REQUESTS_IN_FLIGHT)
+
+        async def embed(part: tuple[str, ...]) -> Int8Vectors:
+            async with slots:
+                request = EmbedRequest(part, "passage", priority)
+                embedded = await self._embedder.embed(request, expires_at - time.monotonic())
+            return quantise(embedded.value.vectors)
+
+        parts = [tuple(texts[at : at + TEXTS_PER_REQUEST]) for at in range(0, len(texts), TEXTS_PER_REQUEST)]
+        slices = await all_together([embed(part) for part in parts])
         return np.concatenate(slices) if slices else np.zeros((0, 0), np.int8)
 
     def _score_all(
-        self, candidates: Sequence[Sentences | None], query: str, query_vector: Vector | None
+        self, stemmer: Stemmer, candidates: Sequence[Sentences | None], query: str, query_vector: Vector | None
     ) -> list[Scored]:
         known = [sentences for sentences in candidates if sentences is not None]
-        scores = iter(self._scores(known, query, query_vector))
+        scores = iter(self._scores(stemmer, known, query, query_vector))
         return [_nothing() if sentences is None else _scored(sentences, next(scores)) for sentences in candidates]
 
-    def _scores(self, candidates: Sequence[Sentences], query: str, query_vector: Vector | None) -> list[Vector]:
+    def _scores(
+        self, stemmer: Stemmer, candidates: Sequence[Sentences], query: str, query_vector: Vector | None
+    ) -> list[Vector]:
         """For each candidate the scores of its sentences, the title's last."""
         if not candidates:
             return []
@@ -272,7 +302,7 @@ class SentenceEvidence:
         scores = np.zeros(sum(num_sentences), dtype=np.float32)
         if weight:
             scores += weight * coverages(
-                self._stemmer.question_terms(query),
+                stemmer.question_terms(query),
                 np.concatenate([sentences.stems for sentences in candidates]),
                 np.concatenate([sentences.num_stems for sentences in candidates]),
                 np.repeat(np.arange(len(candidates)), num_sentences),
@@ -282,8 +312,41 @@ class SentenceEvidence:
             scores += (1.0 - weight) * np.concatenate(similar)
         return np.split(scores, np.cumsum(num_sentences)[:-1])
 
-    async def _in_thread(self, work: Callable[..., Value], *arguments: Any) -> Value:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+def _num_chars(candidate: Candidate) -> int:
+    return len(candidate.title) + len(candidate.text)
+
+
+def _slices(candidates: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:
+    """The candidates in slices, each of which ends with the one that fills it."""
+    start = num_chars = 0
+    for index, candidate in enumerate(candidates, start=1):
+        num_chars += _num_chars(candidate)
+        if num_chars >= _SLICE_CHARS:
+            yield candidates[start:index]
+            start, num_chars = index, 0
+    if start < len(candidates):
+        yield candidates[start:]
+
+
+def _check_time(expires_at: float) -> None:
+    if time.monotonic() >= expires_at:
+        raise DeadlineExceeded("no time was left to score the sentences")
+
+
+def _split(candidates: Sequence[Candidate]) -> list[tuple[Spans, list[str]]]:
+    """For each candidate the spans of its sentences and what is embedded: its sentences and its title if it has one."""
+    split: list[tuple[Spans, list[str]]] = []
+    for candidate in candidates:
+        spans = split_sentences(candidate.text)
+        texts = [candidate.text[start:end] for start, end in spans]
+        title = [candidate.title] if candidate.title.strip() else []
+        split.append((np.array(spans, dtype=np.int32).reshape(-1, 2), texts + title))
+    return split
+
+
+def _with_stems(stemmer: Stemmer, stored: Sequence[StoredSentences]) -> list[Sentences]:
+    return [Sentences.of(one.spans, one.vectors, [stemmer.terms(text) for text in one.texts()]) for one in stored]
 
 
 def _is_stored(candidate: Candidate, stored: Mapping[str, StoredSentences]) -> bool:

@@ -70,12 +70,16 @@ class Exporter:
             time.sleep(EXPORT_INTERVAL_S)
 
     def export_once(self) -> None:
-        """Tell Ray what the sources read now. Several that read the same metric with the same labels are added up."""
+        """Tell Ray what the sources read now. Several that read the same metric with the same labels are added up.
+
+        What is read first is told last: Ray may collect in between, and whoever sees the first reading on a page must
+        find all that was read after it there as well.
+        """
         sums: defaultdict[tuple[Metric, tuple[str, ...]], float] = defaultdict(float)
         for source in self._sources:
             for metric, labels, value in source():
                 sums[metric, labels] += value
-        for (metric, labels), value in sums.items():
+        for (metric, labels), value in reversed(sums.items()):
             if metric.kind == "gauge":
                 self._metric(metric).set(float(value), _tags(metric, labels))
                 continue
@@ -113,6 +117,7 @@ class Lifetime:
     def __init__(self, stage: str) -> None:
         self._labels = (stage,)
         self._started_s = time.perf_counter()
+        self._started_at = time.time()
         self._cpu_before_s = time.process_time()
 
     def seconds(self) -> float:
@@ -122,4 +127,5 @@ class Lifetime:
     def read(self) -> Iterator[Reading]:
         """What telemetry exports of it."""
         yield telemetry.REPLICA_SECONDS, self._labels, self.seconds()
+        yield telemetry.REPLICA_STARTED, self._labels, self._started_at
         yield telemetry.REPLICA_CPU, self._labels, time.process_time() - self._cpu_before_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from deployments.errors import InvalidInput
@@ -67,25 +67,56 @@ def _conditions(field: str, wanted: Any) -> list[str]:
     if isinstance(wanted, list | tuple):
         if not wanted:
             raise InvalidInput(f"filter field {field!r}: the list of values is empty")
-        return ["(" + " OR ".join(_compares(field, "=", value) for value in wanted) + ")"]
+        return [_is_one_of(field, wanted)]
     return [_compares(field, "=", wanted)]
+
+
+def _is_one_of(field: str, values: Sequence[Any]) -> str:
+    """Equality with any of the values as SQL. It stays flat: LanceDB refuses expressions that are 500 deep."""
+    literals = [_literal(field, value) for value in values]
+    if field in COLUMNS:
+        return f"{field} IN ({', '.join(literals)})"
+    as_json = _as_json(field)
+    texts = [_json_literal(value) for value in values if isinstance(value, str | bool)]
+    conditions = [f"{as_json} IN ({', '.join(texts)})"] if texts else []
+    for is_long in (False, True):
+        numbers = [
+            literal
+            for value, literal in zip(values, literals, strict=True)
+            if not isinstance(value, str | bool) and _is_long(value) == is_long
+        ]
+        if numbers:
+            conditions.append(_number(as_json, f"IN ({', '.join(numbers)})", is_long))
+    return f"({' OR '.join(conditions)})"
 
 
 def _compares(field: str, operator: str, value: Any) -> str:
     """One comparison as SQL. A field that is missing, or holds another kind of value, satisfies no comparison."""
     literal = _literal(field, value)
     if field in COLUMNS:
-        if not isinstance(value, str):
-            raise InvalidInput(f"filter field {field!r} holds text; compare it with a string")
         return f"{field} {operator} {literal}"
     as_json = _as_json(field)
-    if isinstance(value, bool):
-        return f"({as_json} IN ('true', 'false') AND {as_json} {operator} '{literal}')"
-    if isinstance(value, int | float):
-        return f"TRY_CAST({as_json} AS DOUBLE) {operator} {literal}"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _number(as_json, f"{operator} {literal}", _is_long(value))
     if operator == "=":
-        return f"{as_json} = {sql_literal(json.dumps(value, ensure_ascii=False))}"
+        return f"{as_json} = {_json_literal(value)}"
+    if isinstance(value, bool):
+        return f"({as_json} IN ('true', 'false') AND {as_json} {operator} {_json_literal(value)})"
     return f"({as_json} LIKE '\"%' AND {_as_text(field)} {operator} {literal})"
+
+
+def _is_long(value: float) -> bool:
+    """Whether it is a whole number of 64 bits, with or without a sign, that as a float could be one of several."""
+    return isinstance(value, int) and abs(value) >= 2**53 and -(2**63) <= value < 2**64
+
+
+def _number(as_json: str, comparison: str, is_long: bool) -> str:
+    """A comparison of a number as SQL; with `is_long`, whole numbers are compared to the last digit."""
+    as_double = f"TRY_CAST({as_json} AS DOUBLE) {comparison}"
+    if not is_long:
+        return as_double
+    # The one decimal keeps floats just below 2^53 from being rounded up to it; larger floats are no decimals.
+    return f"COALESCE(TRY_CAST({as_json} AS DECIMAL(38, 1)) {comparison}, {as_double})"
 
 
 def _contains(field: str, value: Any) -> str:
@@ -99,10 +130,17 @@ def _contains(field: str, value: Any) -> str:
 
 
 def _literal(field: str, value: Any) -> str:
+    if field in COLUMNS and not isinstance(value, str):
+        raise InvalidInput(f"filter field {field!r} holds text; compare it with a string")
     try:
         return sql_literal(value)
     except InvalidInput as error:
         raise InvalidInput(f"filter field {field!r}: {error.message}") from None
+
+
+def _json_literal(value: str | bool) -> str:
+    """The JSON text of a value as a SQL literal."""
+    return sql_literal(json.dumps(value, ensure_ascii=False))
 
 
 def _as_json(field: str) -> str:

@@ -27,7 +27,8 @@ def fuse_layers(transformer: Any) -> None:
     for layer in getattr(transformer.encoder, "layer", ()):
         if is_gelu and hasattr(layer.intermediate, "dense"):
             layer.intermediate.forward = partial(_dense_gelu, layer.intermediate.dense)
-        for part in (layer.attention.output, layer.output):
+        parts: tuple[Any, ...] = (getattr(layer.attention, "output", None), layer.output)
+        for part in parts:
             if hasattr(part, "dense") and hasattr(part, "LayerNorm"):
                 add_norm = add_norm or _compiled_add_norm(part.LayerNorm)
                 part.forward = partial(_dense_add_norm, add_norm, part.dense, part.LayerNorm)

@@ -47,8 +47,10 @@ logger = logging.getLogger(__name__)
 # The deployment of the answering engine that stands in for a language model.
 FALLBACK = "FallbackGenerator"
 
-# What Markdown puts in front of a list item or a quotation.
-_MARKER = re.compile(r"^(?:[-*+>•]|\d+[.)])\s+")
+# What Markdown puts in front of a list item or a quotation; before a number, some of it means more or less.
+_MARKER = re.compile(r"(?:[*•]|[-+>](?!\s+\d)|\d+[.)])\s+")
+_FENCES = ("```", "~~~")
+_STOPS = ".!。．！।۔"
 _REFERS_BACK = re.compile(r"(it|its|they|their|them|this|these|that|those|he|his|she|her|such|both)\b", re.IGNORECASE)
 
 
@@ -140,17 +142,30 @@ def _quotes(number: int, passage: Passage, sentences: Scored) -> list[Quote]:
     quotes: list[Quote] = []
     before = 0.0
     for (start, end), own in zip(sentences.spans.tolist(), sentences.scores.tolist(), strict=True):
-        text = _MARKER.sub("", " ".join(passage.text[start:end].split()))
+        text = " ".join(passage.text[start:end].split())
+        if _begins_line(passage.text, start) and (marker := _MARKER.match(text)):
+            text = text[marker.end() :]
         score = max(own, (own + before) / 2) if _REFERS_BACK.match(text) else own
         quotes.append(Quote(defuse_citations(text), number, passage.start + start, score))
         before = score
     return quotes
 
 
+def _begins_line(text: str, start: int) -> bool:
+    return not text[text.rfind("\n", 0, start) + 1 : start].strip()
+
+
 def _states_something(quote: Quote) -> bool:
-    """Headings, table rows, code and questions are often the nearest text to a question, and answer nothing."""
+    """Headings, table rows, code and questions are often the nearest text to a question, and answer nothing.
+
+    Of a fence that was cut, the last piece ends with the marker: behind it, citations would read as code.
+    """
     text = quote.text
-    return not text.startswith(("#", "|", "```")) and not text.endswith(("?", "？", "؟")) and count_words(text) >= 4
+    if text.startswith(("#", "|")) or text.endswith(("?", "？", "؟")) or any(fence in text for fence in _FENCES):
+        return False
+    # Three words are a sentence in languages that put much into one; without a full stop they are a heading.
+    without_stop = text.rstrip(_STOPS)
+    return count_words(without_stop) >= (4 if without_stop == text else 3)
 
 
 class ExtractiveAnswerer:
@@ -163,7 +178,8 @@ class ExtractiveAnswerer:
         self._evidence = SentenceEvidence(settings.store, embedder, self._config.evidence)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]:
-        """One `Delta` per sentence. `max_tokens` counts words; usage does, too: there is no tokenizer here."""
+        """One `Delta` per sentence, up to the first stop text. `max_tokens` counts words; usage does, too: there is no
+        tokenizer here."""
         started = time.perf_counter()
         passages = [passage for source in request.sources for passage in source.stored()]
         candidates = [Candidate(passage.text, passage.id, passage.title) for passage in passages]
@@ -174,7 +190,8 @@ class ExtractiveAnswerer:
         quotes = choose_quotes(best_first, self._config)
         pieces = [f"{quote.text} [{quote.number}]" for quote in quotes] or [NOT_FOUND]
         # Half of "not found" would say nothing, or the contrary.
-        written, cut = _within_words(pieces, request.options.max_tokens if quotes else None)
+        ended = _before_stop(pieces, request.options.stop if quotes else ())
+        written, cut = _within_words(ended, request.options.max_tokens if quotes else None)
         for index, piece in enumerate(written):
             yield Delta(piece if index == 0 else f" {piece}")
         read = sum(len(source.passage.text.split()) for source in request.sources)
@@ -201,18 +218,37 @@ def _within_words(pieces: Sequence[str], max_words: int | None) -> tuple[list[st
     return kept, False
 
 
+def _before_stop(pieces: Sequence[str], stop: Sequence[str]) -> list[str]:
+    """The pieces up to the first stop text in what they make together."""
+    answer = " ".join(pieces)
+    end = min((at for at in map(answer.find, filter(None, stop)) if at >= 0), default=len(answer))
+    kept: list[str] = []
+    for piece in pieces:
+        if end <= 0:
+            break
+        kept.append(piece[:end].rstrip())
+        end -= len(piece) + 1
+    return kept
+
+
 class Generator:
     """The deployment around an answering engine; a language model has a deployment of its own (vllm_generator)."""
 
     def __init__(
-        self, config: GeneratorConfig, store: StoreConfig, embedder: Any, telemetry: TelemetryConfig = ENABLED
+        self,
+        config: GeneratorConfig,
+        store: StoreConfig,
+        embedder: Any,
+        telemetry: TelemetryConfig = ENABLED,
+        embedding_model: str = "",
     ) -> None:
         from deployments.remote import RemoteEmbedder
 
         settings = GeneratorSettings(generator=config, store=store)
-        self._engine: Generates = load_engine(config.engine, settings, RemoteEmbedder(embedder))
+        way = RemoteEmbedder(embedder, model=embedding_model)
+        self._engine: Generates = load_engine(config.engine, settings, way)
         self._busy = BusyClock("generate")
-        export(telemetry, "generate", self._busy.read)
+        export(telemetry, "generate", self._busy.read, way.dropped)
         settle()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]:

@@ -180,6 +180,7 @@ class Hop(Generic[Request, Value]):
         for waiting, outcome in zip(batch, outcomes, strict=True):
             if waiting.future.done():
                 continue
+            self._dropped.add_failure(outcome.error)
             if outcome.error is not None:
                 # One object raised in several tasks would gather the tracebacks of all of them.
                 waiting.future.set_exception(type(outcome.error)(*outcome.error.args))

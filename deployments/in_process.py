@@ -8,10 +8,12 @@ from requests travelling together keeps its hop and is called like a Ray Serve h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import Any, Protocol
 
 from deployments.contracts import Call, GenerateRequest, GenerationEvent, Outcome, RerankRequest, Timed, Vector
+from deployments.tally import DropTally
+from deployments.telemetry import Reading
 
 
 class InProcessResponse:
@@ -95,11 +97,17 @@ class InProcessReranker:
 
     def __init__(self, stage: _RerankStage) -> None:
         self._stage = stage
+        self._dropped = DropTally("rerank")
 
     async def rerank(self, request: RerankRequest, budget_s: float) -> Timed[Vector]:
         """The scores; raises the stage's error, DeadlineExceeded after `budget_s` seconds."""
         (outcome,) = await self._stage.rerank([Call(request, budget_s)])
+        self._dropped.add_failure(outcome.error)
         return outcome.unwrap()
+
+    def read(self) -> Iterator[Reading]:
+        """What telemetry exports of the way to this stage."""
+        yield from self._dropped.read()
 
 
 class _AnswerStage(Protocol):
@@ -111,9 +119,15 @@ class InProcessAnswerer:
 
     def __init__(self, stage: _AnswerStage) -> None:
         self._stage = stage
+        self._dropped = DropTally("generate")
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]:
         """The generator's events, all of them once it is done. Closing the iterator before that gives the answer up."""
         (outcome,) = await self._stage.answer([Call(request, request.budget_s)])
+        self._dropped.add_failure(outcome.error)
         for event in outcome.unwrap().value:
             yield event
+
+    def read(self) -> Iterator[Reading]:
+        """What telemetry exports of the way to this stage."""
+        yield from self._dropped.read()

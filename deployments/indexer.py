@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,7 @@ from deployments.contracts import (
     StoredDocument,
     Vector,
 )
-from deployments.errors import EngineFailed
+from deployments.errors import EngineFailed, Overloaded
 from deployments.exporter import ENABLED, TelemetryConfig, export
 from deployments.indexes import IndexesConfig
 from deployments.ingestion.chunking import ChunkingConfig
@@ -31,7 +33,14 @@ from deployments.rows import Vectors, batch_of
 from deployments.store import StoreConfig, check_collection_name
 from deployments.tally import BusyClock
 from deployments.telemetry import INDEX
+from deployments.together import all_together
 from deployments.writer import CollectionWriter
+
+# Requests to index that are in hand at once; more are refused. Each holds its documents in memory, and one of Serve's
+# slots: of those (`max_ongoing_requests`) so many must be left that everything else is answered meanwhile.
+MAX_INDEXINGS = 64
+# Of these so many are worked on; the others would only wait for the embedder, with all that was prepared for them.
+INDEXED_AT_ONCE = 16
 
 
 class IndexerConfig(IndexesConfig):
@@ -74,31 +83,48 @@ class Indexer:
         from deployments.remote import RemoteEmbedder
 
         self._config = config
-        self._embedder = RemoteEmbedder(embedder)
+        self._embedder = RemoteEmbedder(embedder, model=model)
         self._writer = CollectionWriter(store, config)
         self._preparer = Preparer(config.chunking, config.max_sentence_chars, str(tokenizer_file(model)))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._embed_slots = asyncio.Semaphore(config.embed_calls_in_flight)
+        self._index_slots = asyncio.Semaphore(INDEXED_AT_ONCE)
+        self._num_to_index = 0
         self._model: EmbeddingModel | None = None
+        self._catching_up = asyncio.Lock()
+        self._has_caught_up = False
         self._busy = BusyClock(INDEX)
-        export(telemetry, INDEX, self._busy.read)
+        export(telemetry, INDEX, self._busy.read, self._embedder.read)
 
     async def describe(self) -> EmbeddingModel:
         """The model whose vectors are written; answers when the stage and its embedder are ready."""
         if self._model is None:
-            model = await self._embedder.describe()
-            await self._writer.catch_up()
-            self._model = model
+            self._model = await self._embedder.describe()
+        await self._catch_up()
         return self._model
 
     async def index(self, collection: str, documents: Sequence[Document], budget_s: float) -> IndexReport:
         """Index documents in one commit, creating the collection if need be. The same id again replaces.
 
-        A document that can't be indexed is reported as rejected; the others are written all the same.
+        A document that can't be indexed is reported as rejected; the others are written all the same. Raises
+        Overloaded where MAX_INDEXINGS requests are being worked on or wait already.
         """
         check_collection_name(collection)
-        with self._writer.on_their_way(collection), self._busy:
-            return await self._index(collection, documents, budget_s)
+        expires_at = time.monotonic() + budget_s
+        with self._counted(), self._writer.on_their_way(collection), self._busy:
+            async with self._index_slots:
+                return await self._index(collection, documents, expires_at - time.monotonic())
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """One more request to index, inside the block. Raises Overloaded where there are too many."""
+        if self._num_to_index >= MAX_INDEXINGS:
+            raise Overloaded(f"{self._num_to_index} requests to index documents are in hand; try again later")
+        self._num_to_index += 1
+        try:
+            yield
+        finally:
+            self._num_to_index -= 1
 
     async def _index(self, collection: str, documents: Sequence[Document], budget_s: float) -> IndexReport:
         model = await self.describe()
@@ -142,31 +168,47 @@ class Indexer:
 
     async def coverage(self) -> dict[str, dict[str, float]]:
         """For each collection and each of its indexes, the share of the chunks that the index covers."""
-        return await self._writer.coverage()
+        covered = await self._writer.coverage()
+        # Ingresses ask for it all the time: without them a restarted Indexer would wait for somebody to write.
+        await self._catch_up()
+        return covered
 
     async def close(self) -> None:
         """Return when every write and all maintenance that was begun has come to its end; no more is planned."""
         await self._writer.close()
+
+    async def __del__(self) -> None:
+        """Serve awaits this when the last request is over, for as long as the deployment's grace period lasts."""
+        # Serve calls it also where __init__ failed.
+        if hasattr(self, "_writer"):
+            await self.close()
+
+    async def _catch_up(self) -> None:
+        """Plan what an earlier Indexer may have left undone; only the first call that succeeds does anything."""
+        async with self._catching_up:
+            if not self._has_caught_up:
+                await self._writer.catch_up()
+                self._has_caught_up = True
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     async def _embed(self, prepared: list[Prepared], budget_s: float) -> Embedded:
         """Embed the documents together; if the engine fails on one, halves are tried until it is found and rejected."""
+        passages = [text for item in prepared for text in item.passages()]
+        sentences = [text for item in prepared for text in item.sentences()]
+        titles = [item.document.title for item in prepared if item.has_title]
         try:
-            passages, passage_tokens = await self._vectors([text for p in prepared for text in p.passages()], budget_s)
-            sentences, sentence_tokens = await self._vectors(
-                [text for p in prepared for text in p.sentences()], budget_s
-            )
-            titles, title_tokens = await self._vectors([p.document.title for p in prepared if p.has_title], budget_s)
+            # Together: a short document is one call, and of a long list only the last call is not full.
+            vectors, num_tokens = await self._vectors([*passages, *sentences, *titles], budget_s)
         except EngineFailed as error:
             if len(prepared) == 1:
                 return Embedded([], _NO_VECTORS, 0, [RejectedDocument(prepared[0].document.id, error.message)])
             middle = len(prepared) // 2
             halves = [await self._embed(half, budget_s) for half in (prepared[:middle], prepared[middle:])]
             return _joined(*halves)
-        num_tokens = passage_tokens + sentence_tokens + title_tokens
-        return Embedded(prepared, Vectors(passages, sentences, titles), num_tokens, [])
+        parts = np.split(vectors, [len(passages), len(passages) + len(sentences)])
+        return Embedded(prepared, Vectors(*parts), num_tokens, [])
 
     async def _vectors(self, texts: Sequence[str], budget_s: float) -> tuple[Vector, int]:
         """(len(texts), dim) float32 in the order of the texts, and their tokens."""
@@ -178,13 +220,7 @@ class Indexer:
                 embedded = (await self._embedder.embed(request, budget_s)).value
             return embedded.vectors, embedded.num_tokens
 
-        tasks = [asyncio.create_task(embed(tuple(texts[at : at + size]))) for at in range(0, len(texts), size)]
-        try:
-            parts = await asyncio.gather(*tasks)
-        finally:
-            # After the first error the others would only be load that nobody waits for.
-            for task in tasks:
-                task.cancel()
+        parts = await all_together([embed(tuple(texts[at : at + size])) for at in range(0, len(texts), size)])
         vectors = np.concatenate([vectors for vectors, _ in parts]) if parts else _NOTHING
         return vectors, sum(tokens for _, tokens in parts)
 

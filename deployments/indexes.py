@@ -231,7 +231,15 @@ class Upkeep:
             return
         if behind or self._commits[collection] >= self._config.commits_per_optimize:
             self._due.add(collection)
-        self.schedule(collection, 0.0 if collection in self._due else self._config.maintain_after_s)
+        self._schedule(collection, 0.0 if collection in self._due else self._config.maintain_after_s)
+
+    def catch_up(self, collection: str) -> None:
+        """Maintain the collection as soon as nothing is on its way to it: an earlier writer may have left that undone.
+
+        It counts as a commit, because it replaces files that are to be removed later.
+        """
+        self._commits[collection] += 1
+        self._schedule(collection, 0.0)
 
     @contextmanager
     def on_their_way(self, collection: str) -> Iterator[None]:
@@ -245,19 +253,19 @@ class Upkeep:
                 # Names that clients make up must not pile up.
                 del self._on_their_way[collection]
 
-    def schedule(self, collection: str, delay_s: float) -> None:
-        """Maintain the collection in `delay_s` seconds; what was planned for it before is forgotten."""
-        if self._closed:
-            return
-        self._cancel(collection)
-        self._timers[collection] = asyncio.get_running_loop().call_later(delay_s, self._begin, collection)
-
     async def close(self) -> None:
         """Plan nothing more, and return when what runs has come to its end."""
         self._closed = True
         for collection in list(self._timers):
             self._cancel(collection)
         await asyncio.gather(*self._running.values())
+
+    def _schedule(self, collection: str, delay_s: float) -> None:
+        """Maintain the collection in `delay_s` seconds; what was planned for it before is forgotten."""
+        if self._closed:
+            return
+        self._cancel(collection)
+        self._timers[collection] = asyncio.get_running_loop().call_later(delay_s, self._begin, collection)
 
     def _cancel(self, collection: str) -> None:
         timer = self._timers.pop(collection, None)
@@ -268,7 +276,7 @@ class Upkeep:
         del self._timers[collection]
         is_written_to = collection in self._on_their_way and collection not in self._due
         if collection in self._running or is_written_to:
-            self.schedule(collection, self._config.maintain_after_s)
+            self._schedule(collection, self._config.maintain_after_s)
             return
         task = asyncio.create_task(self._run(collection))
         self._running[collection] = task
@@ -285,12 +293,13 @@ class Upkeep:
             self._failures.pop(collection, None)
         except Exception:
             logger.exception("maintaining %r failed; it is tried again later", collection)
+            self._commits[collection] += num_commits
             self._failures[collection] += 1
-            self.schedule(collection, self._retry_after_s(collection))
+            self._schedule(collection, self._retry_after_s(collection))
         else:
             self._failures.pop(collection, None)
             if num_commits and collection not in self._timers:
-                self.schedule(collection, self._config.keep_versions_s + self._config.maintain_after_s)
+                self._schedule(collection, self._config.keep_versions_s + self._config.maintain_after_s)
 
     def _retry_after_s(self, collection: str) -> float:
         return min(_MAX_RETRY_S, self._config.maintain_after_s * 2.0 ** self._failures[collection])

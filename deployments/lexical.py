@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 import zlib
 from functools import lru_cache
 
@@ -12,29 +11,26 @@ from numpy.typing import NDArray
 
 from deployments.contracts import Vector
 from deployments.errors import ConfigError
+from deployments.normal_forms import normalized
 from deployments.parsing import FUNCTION_WORDS
+from deployments.words import BETWEEN_SPACES, IN_WORD, WORD
 
 # (n,) uint32, sorted, each stem once: its CRC-32 stands for it. Two of a passage's few hundred stems share one with a
 # probability of about 1 in 100,000.
 Terms = NDArray[np.uint32]
 
-# Scripts without spaces between words count a word per character: a whole sentence would be one word, and never shared.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_IN_WORD = rf"[^\W{_UNSPACED}]"
-_WORD = re.compile(rf"[{_UNSPACED}]|{_IN_WORD}+")
-_BETWEEN_SPACES = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 # Any place but one between two characters of a word.
-_EDGE = rf"(?:(?<!{_IN_WORD})|(?!{_IN_WORD}))"
+_EDGE = rf"(?:(?<!{IN_WORD})|(?!{IN_WORD}))"
 
 
 def folded(text: str) -> str:
     """The text as words are compared: composed (NFKC) and casefolded."""
-    return unicodedata.normalize("NFKC", text).casefold()
+    return normalized("NFKC", text).casefold()
 
 
 def count_words(text: str) -> int:
     """How many words a reader sees: what stands between spaces, and in scripts without them each character."""
-    return sum(1 for _ in _BETWEEN_SPACES.finditer(text))
+    return sum(1 for _ in BETWEEN_SPACES.finditer(text))
 
 
 def phrase_pattern(phrase: str) -> re.Pattern[str]:
@@ -57,14 +53,14 @@ class Stemmer:
 
     def terms(self, text: str) -> Terms:
         """The distinct stems of the text's words, whatever their case."""
-        return self._terms(_WORD.findall(folded(text)))
+        return self._terms(WORD.findall(folded(text)))
 
     def question_terms(self, question: str) -> Terms:
         """The stems of the words that say what is asked for: "what" and "did" rarely stand in an answer.
 
         Function words are known of English alone; of a question that has no others they are kept.
         """
-        words = _WORD.findall(folded(question))
+        words = WORD.findall(folded(question))
         return self._terms([word for word in words if word not in FUNCTION_WORDS] or words)
 
     def _terms(self, words: list[str]) -> Terms:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Set
 
+from deployments.words import IN_WORD, WORD
+
 _SHINGLE_WORDS = 3
 
-# Where words are not kept apart by spaces, each character counts as one.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[^\W{_UNSPACED}]+|[{_UNSPACED}]")
-_NUMBER = re.compile(r"\w*\d\w*")
+# The words of ASCII text without WORD, in a sixth of its time: what is in no word becomes a blank.
+_BLANKS = bytes(code if re.match(r"\w", chr(code), re.ASCII) else ord(" ") for code in range(128)).ljust(256)
+# Begun only where a word begins, else every end of a long word would be read. Digits of any script go together.
+_NUMBER = re.compile(rf"(?<!{IN_WORD})(?:(?!\d){IN_WORD})*+\d(?:\d|{IN_WORD})*+")
 
 
 class NearDuplicates:
@@ -54,10 +56,16 @@ class NearDuplicates:
 
 def _shingles(text: str) -> set[int]:
     """Hashes of all sequences of three words; a shorter text is one sequence. Never empty."""
-    words = _WORD.findall(text.casefold()) or text.split()
+    words = _words(text.casefold()) or text.split()
     if len(words) < _SHINGLE_WORDS:
         return {hash(tuple(words))}
     return set(map(hash, zip(words, words[1:], words[2:], strict=False)))
+
+
+def _words(text: str) -> list[str]:
+    if text.isascii():
+        return text.encode("ascii").translate(_BLANKS).decode("ascii").split()
+    return WORD.findall(text)
 
 
 def _numbers(text: str) -> set[str]:

@@ -28,7 +28,7 @@ class OpenVinoScorer:
         logger.info("reranking with %s on OpenVINO in %s", config.model, self._compiled.precision)
 
     def prepare(self, items: Sequence[Pair]) -> list[tuple[dict[str, list[int]], int] | StageError]:
-        """Token ids of each pair; a long passage is cut, the query never is while the passage can give way."""
+        """Token ids of each pair; where a pair is too long, the longer of query and passage is cut first."""
         return self._inputs.prepare(items)
 
     def run(self, batch: Sequence[dict[str, list[int]]]) -> list[float]:

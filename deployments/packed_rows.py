@@ -61,9 +61,10 @@ class RowPackedModel:
         rows = tried_rows(length_limit)
         with encoder.hidden_states() as expected:
             _run(head, padded_features(rows, input_names))
-        encoder.replace(self._attention, self._unpack)
-        with encoder.hidden_states() as found, unpackable_is_a_config_error():
-            _run(self.forward, self.inputs(rows))
+        with unpackable_is_a_config_error():
+            encoder.replace(self._attention, self._unpack)
+            with encoder.hidden_states() as found:
+                _run(self.forward, self.inputs(rows))
         encoder.compare(expected, found, rows)
 
     def forward(self, features: dict[str, Any]) -> Any:

@@ -83,11 +83,12 @@ class PackedModule:
         rows = tried_rows(length_limit)
         with encoder.hidden_states() as expected:
             self._run_padded(rows)
-        if on_gpu:
-            fuse_layers(encoder.transformer)
-        encoder.replace(self._attention, self._unpack)
-        with encoder.hidden_states() as found, unpackable_is_a_config_error():
-            self.launch(rows)()
+        with unpackable_is_a_config_error():
+            if on_gpu:
+                fuse_layers(encoder.transformer)
+            encoder.replace(self._attention, self._unpack)
+            with encoder.hidden_states() as found:
+                self.launch(rows)()
         encoder.compare(expected, found, rows)
 
     def launch(self, rows: Sequence[Row]) -> Callable[[], NDArray[np.float32]]:
@@ -175,7 +176,8 @@ def _mark(device: Any) -> Any:
 
     event: Any = torch.cuda.Event  # torch declares no types for its constructor
     finished = event()
-    finished.record()
+    # Without a stream it would be that of the current device, which nobody sets.
+    finished.record(torch.cuda.current_stream(device))
     return finished
 
 

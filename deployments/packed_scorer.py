@@ -34,7 +34,7 @@ class PackedScorer:
         logger.info("reranking with %s on %s in %s, packed", config.model, device, dtype)
 
     def prepare(self, items: Sequence[Pair]) -> list[tuple[Row, int] | StageError]:
-        """Token ids of each pair; a long passage is cut, the query never is while the passage can give way."""
+        """Token ids of each pair; where a pair is too long, the longer of query and passage is cut first."""
         outcomes = self._inputs.prepare(items)
         # Here, beside the forward passes, and not between two of them.
         return [one if isinstance(one, StageError) else (_arrays(one[0]), one[1]) for one in outcomes]

@@ -7,7 +7,6 @@ at the next quotation mark.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,9 +15,13 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from deployments.errors import InvalidInput
+from deployments.normal_forms import normalized
 from deployments.section import Section
 
 QUESTION_MAX_CHARS = 8192
+# For each character that is counted, with marks and white space that are gone by then.
+_MOST_RAW_CHARS = 16
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def word_set(words: str) -> frozenset[str]:
@@ -31,6 +34,9 @@ AUXILIARIES = word_set("""
     is are was were am be been being do does did has have had can could will would shall should may might must
     isn't aren't wasn't weren't don't doesn't didn't hasn't haven't hadn't can't couldn't won't wouldn't shouldn't
 """)
+# Either set as the alternatives of a regular expression.
+WH = "|".join(sorted(WH_WORDS))
+AUX = "|".join(sorted(AUXILIARIES))
 # Words that say how a text is built, not what it is about.
 FUNCTION_WORDS = (
     WH_WORDS
@@ -61,6 +67,11 @@ _CONTAINS_FIELDS = frozenset({"source", "title"})
 _TEXT_FIELDS = _CONTAINS_FIELDS | {"document_id"}
 # ISO dates compare as texts; a bare year must stay one to be compared with them.
 _DATE_FIELD = "date"
+_TIME_FIELDS = frozenset({_DATE_FIELD, "year"})
+# The year after 9999 has five digits and stands before it as a text.
+_PART_OF_DATE = re.compile(r"(?!9999)[0-9]{4}(?:-(?:0[1-9]|1[0-2]))?")
+# What is written for a range, a list or an equality elsewhere, and would be a text that no year or date equals.
+_OTHER_GRAMMAR = re.compile(r"[=<>~]+\S+|[0-9]{3,}(?:[-–—,;/][0-9]{3,})+")
 _PUNCTUATION = ".,;?!"
 _QUESTION_MARKS = "?？؟"
 
@@ -120,7 +131,7 @@ def parse_question(text: str, config: ParsingConfig = _DEFAULTS) -> ParsedQuesti
     """Clean the question and find its filters, phrases and single questions.
 
     Raises InvalidInput for a question without text, one that is longer than `question_max_chars`, and for a filter
-    that has no value or contradicts another.
+    that has no value, contradicts another or can't be read.
     """
     question = clean_question(text, config.question_max_chars)
     filters: tuple[InlineFilter, ...] = ()
@@ -141,8 +152,9 @@ def clean_question(text: str, max_chars: int) -> str:
 
     Raises InvalidInput for a text that is then empty or longer than `max_chars`.
     """
-    visible = "".join(" " if unicodedata.category(c) == "Cc" else c for c in unicodedata.normalize("NFC", text))
-    question = " ".join(visible.split())
+    # Megabytes are no question, whatever would be left of them, and cleaning them would hold up everybody else.
+    too_long = len(text) > _MOST_RAW_CHARS * max_chars
+    question = text if too_long else " ".join(_CONTROL.sub(" ", normalized("NFC", text)).split())
     if not question:
         raise InvalidInput("the question is empty; send some text")
     if len(question) > max_chars:
@@ -154,7 +166,7 @@ def take_filters(question: str, fields: Iterable[str]) -> tuple[str, tuple[Inlin
     """Return a clean question without its inline filters, and the filters in their order.
 
     Only fields of `fields` and `metadata.NAME` make a filter, and none does inside quotation marks. Raises InvalidInput
-    for a filter without a value.
+    for a filter without a value, or with one that can't be read.
     """
     known = frozenset(fields)
     kept: list[str] = []
@@ -203,23 +215,63 @@ def _wanted(match: re.Match[str], value: str) -> Any:
     if name in _CONTAINS_FIELDS:
         return {"contains": value}
     if operator:
-        return {_COMPARISONS[operator]: value if quoted else _scalar(name, value)}
+        comparison = _COMPARISONS[operator]
+        return {comparison: value} if quoted else _compared(name, comparison, value)
     if quoted or name in _TEXT_FIELDS:
         return value
     return _value_or_range(name, value, is_open=bare.endswith("..") and not bare.endswith("..."))
 
 
 def _value_or_range(name: str, value: str, is_open: bool) -> Any:
-    """`2001` → 2001, `2001..2010` → both ends inclusive; a text with two dots in it stays a text."""
+    """`2001` → 2001, `2001..2010` → both ends inclusive; a text with two dots in it stays a text.
+
+    A year or a month as a date is the range of its days.
+    """
     low, dots, high = value.partition("..")
     if not (is_open or dots) or not (_OPENS_NUMBER.match(low) or _OPENS_NUMBER.match(high)):
+        if _is_part_of_date(name, value):
+            return _range(name, value, value)
         return _scalar(name, value)
     if not low or not high:
         raise InvalidInput(f"the filter {name!r} has a range with one end; write '{name}:>=FROM' or '{name}:<=TO'")
-    return {"gte": _scalar(name, low), "lte": _scalar(name, high)}
+    if high.startswith(".") or isinstance(_scalar(name, low), str) != isinstance(_scalar(name, high), str):
+        raise InvalidInput(
+            f"the filter {name!r} has no range in {value!r}; write '{name}:FROM..TO', or a text in quotation marks"
+        )
+    return _range(name, low, high)
+
+
+def _range(name: str, low: str, high: str) -> dict[str, str | int | float]:
+    return {**_compared(name, "gte", low), **_compared(name, "lte", high)}
+
+
+def _compared(name: str, comparison: str, value: str) -> dict[str, str | int | float]:
+    """A year or a month as a date ends before the next one: `>2020` → from 2021 on, `<=2020` → before 2021."""
+    if not _is_part_of_date(name, value) or comparison in ("gte", "lt"):
+        return {comparison: _scalar(name, value)}
+    if comparison == "ne":
+        raise InvalidInput(
+            f"the filter {name!r} can't leave out {value!r} as a whole; write '{name}:<{value}' or '{name}:>{value}'"
+        )
+    return {"gte" if comparison == "gt" else "lt": _following(value)}
+
+
+def _is_part_of_date(name: str, value: str) -> bool:
+    return name == _DATE_FIELD and _PART_OF_DATE.fullmatch(value) is not None
+
+
+def _following(part_of_date: str) -> str:
+    """The year or month after this one, the first of the next year as that year: 2020-12 → 2021."""
+    year, _, month = part_of_date.partition("-")
+    return f"{year}-{int(month) + 1:02}" if month and month != "12" else f"{int(year) + 1:04}"
 
 
 def _scalar(name: str, value: str) -> str | int | float:
+    """The value as a number where it is one. Raises InvalidInput for what another grammar writes for years or dates."""
+    if name in _TIME_FIELDS and _OTHER_GRAMMAR.fullmatch(value):
+        raise InvalidInput(
+            f"the filter {name!r} can't read {value!r}; write '{name}:2001', '{name}:>=2001' or '{name}:2001..2010'"
+        )
     if name == _DATE_FIELD or not _NUMBER.fullmatch(value):
         return value
     return float(value) if "." in value else int(value)

@@ -137,8 +137,8 @@ def _holds_all(passage: Passage, phrases: Sequence[re.Pattern[str]]) -> bool:
     return all(phrase.search(text) for phrase in phrases)
 
 
-def blend(passages: Sequence[Passage], rerank_scores: Vector, weight: float) -> list[Passage]:
-    """Order passages by retrieval score ÷ best retrieval score + weight × rerank score; ties by id.
+def blend(passages: Sequence[Passage], rerank_scores: Vector, weight: float, limit: int | None = None) -> list[Passage]:
+    """The passages, at most `limit`, by retrieval score ÷ best retrieval score + weight × rerank score; ties by id.
 
     `rerank_scores` are those of the first passages; the others follow behind them in their own order, at scores that
     say so. Dividing by the maximum puts any retrieval score on the scale of a cosine or a probability. Adding, rather
@@ -153,9 +153,10 @@ def blend(passages: Sequence[Passage], rerank_scores: Vector, weight: float) -> 
     lead = float(np.max(scaled[num_reranked:], initial=-np.inf) - np.min(blended, initial=np.inf))
     others = scaled[num_reranked:] - max(0.0, lead)
     first, rest = passages[:num_reranked], passages[num_reranked:]
-    return _scored(first, blended) + _scored(rest, others)
+    ranked = (*_ranked(first, blended), *_ranked(rest, others))
+    return [passage.scored(score) for score, passage in ranked[:limit]]
 
 
-def _scored(passages: Sequence[Passage], scores: Vector) -> list[Passage]:
-    scored = [passage.scored(score) for passage, score in zip(passages, scores.tolist(), strict=True)]
-    return sorted(scored, key=lambda passage: (-passage.score, passage.id))
+def _ranked(passages: Sequence[Passage], scores: Vector) -> list[tuple[float, Passage]]:
+    """Each passage with its score, the best first; ties by id."""
+    return sorted(zip(scores.tolist(), passages, strict=True), key=lambda one: (-one[0], one[1].id))

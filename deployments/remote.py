@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 
+from deployments import telemetry
 from deployments.contracts import (
     PRIORITIES,
     Call,
@@ -29,8 +31,9 @@ from deployments.contracts import (
     Timed,
     Vector,
 )
-from deployments.errors import DeadlineExceeded, EngineFailed, Overloaded, RaglaneError, StageUnavailable
+from deployments.errors import DeadlineExceeded, EngineFailed, Overloaded, RaglaneError, StageError, StageUnavailable
 from deployments.hop import Hop, HopConfig
+from deployments.tally import DropTally
 from deployments.telemetry import Reading
 
 # Estimates for the size of a call: a vector of 1,024 float32 values, and a passage of 256 tokens with its metadata.
@@ -124,16 +127,22 @@ def _caller(handle: Handle, method: str, stage: str) -> Callable[[list[Call[Any]
 
 
 class RemoteEmbedder:
-    """The Embedder by handle. Bulk requests have calls of their own: a question never travels with a thousand texts."""
+    """The Embedder by handle. Bulk requests have calls of their own: a question never travels with a thousand texts.
 
-    def __init__(self, handle: Handle, config: HopConfig | None = None) -> None:
+    With `model`, as it stands in the config (`embedder.model`), only replicas that run that model count as there.
+    """
+
+    def __init__(self, handle: Handle, config: HopConfig | None = None, model: str = "") -> None:
         self._handle = handle
+        self._model = model
         self._hops: dict[Priority, Hop[EmbedRequest, Embeddings]] = {
             priority: Hop("embed", _caller(handle, "embed", "embed"), config or HopConfig()) for priority in PRIORITIES
         }
 
     async def embed(self, request: EmbedRequest, budget_s: float) -> Timed[Embeddings]:
         size_bytes = _bytes_of(request.texts) + len(request.texts) * _VECTOR_BYTES
+        if self._model and not request.model:
+            request = replace(request, model=self._model)
         return await self._hops[request.priority](request, budget_s, size_bytes)
 
     def read(self) -> Iterator[Reading]:
@@ -141,10 +150,15 @@ class RemoteEmbedder:
         for hop in self._hops.values():
             yield from hop.read()
 
+    def dropped(self) -> Iterator[Reading]:
+        """Of that, the items that did not come back: gauges of two ways in one process would overwrite each other."""
+        return (reading for reading in self.read() if reading[0] is telemetry.DROPPED)
+
     async def describe(self) -> EmbeddingModel:
         """The model that the stage runs. Raises StageUnavailable while it has no replica that answers."""
         try:
-            return cast(EmbeddingModel, await _Response(self._handle.describe.remote(), "embed").within(_READ_S))
+            response = _Response(self._handle.describe.remote(self._model), "embed")
+            return cast(EmbeddingModel, await response.within(_READ_S))
         except TimeoutError:
             raise StageUnavailable("the embed stage does not answer; it may be starting") from None
 
@@ -158,6 +172,8 @@ class RemoteRetriever:
 
     async def search(self, request: SearchRequest, budget_s: float) -> Timed[SearchResult]:
         asked_bytes = _bytes_of([request.text]) + (0 if request.vector is None else _VECTOR_BYTES)
+        if request.filter:
+            asked_bytes += len(repr(request.filter))
         return await self._searches(request, budget_s, asked_bytes + request.k * _PASSAGE_BYTES)
 
     async def version(self, collection: str, budget_s: float) -> Timed[int]:
@@ -192,6 +208,7 @@ class RemoteGenerator:
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle.options(stream=True, **_PICKLED)
+        self._dropped = DropTally("generate")
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent]:
         """The generator's events. Closing the iterator cancels the remote generation; no event after `budget_s`."""
@@ -207,12 +224,21 @@ class RemoteGenerator:
                     return
                 yield event
         except TimeoutError:
-            raise DeadlineExceeded(
-                "the generate stage did not finish in time; raise timeout_s or lower max_tokens"
-            ) from None
+            late = DeadlineExceeded("the generate stage did not finish in time; raise timeout_s or lower max_tokens")
+            self._dropped.add(late.reason)
+            raise late from None
+        except StageError as error:
+            # vLLM counts none of them for us.
+            if error.reason != "refused":
+                self._dropped.add(error.reason)
+            raise
         finally:
             # Dropping the iterator stops nothing by itself: the replica keeps generating until it is told to stop.
             stream.cancel()
+
+    def read(self) -> Iterator[Reading]:
+        """What telemetry exports of the way to this stage."""
+        yield from self._dropped.read()
 
 
 class RemoteAnswerer:

@@ -22,6 +22,7 @@ from deployments.exporter import ENABLED, TelemetryConfig, export
 from deployments.hop import serve_each
 from deployments.models import Dtype, model_location, model_name
 from deployments.padding import LENGTH_MULTIPLE, Padding
+from deployments.positions import length_limit
 from deployments.replica import settle
 from deployments.section import Section
 from deployments.store import StoreConfig
@@ -61,7 +62,10 @@ class RerankerConfig(Section):
     dtype: Dtype = Field("auto", description="auto: bfloat16 where the hardware computes in it, else float32.")
     num_threads: int = Field(2, ge=1, description="Threads of one forward pass on a CPU.")
     max_length_tokens: int | None = Field(
-        None, ge=8, description="Longer pairs are cut at the passage's end; null: the model's own limit."
+        None,
+        ge=8,
+        description="Longer pairs are cut, the longer of query and passage first; null: the model's own limit. "
+        "Not above the positions that the model has learned.",
     )
     batching: BatchingConfig = Field(default_factory=BatchingConfig, description="How batches are cut.")
     evidence: EvidenceConfig = Field(
@@ -80,18 +84,17 @@ class PairInputs:
     """What a cross-encoder reads of pairs: their token ids and segments, alone and as padded batches.
 
     `names` are the arrays that the model takes, `limit` the tokens of the longest pair. Two threads may use it, one for
-    each method.
+    each method. Raises ConfigError where the model can't read pairs of the configured length.
     """
 
     def __init__(self, scorer: CrossEncoder, config: RerankerConfig, length_multiple: int = LENGTH_MULTIPLE) -> None:
-        limit = int(config.max_length_tokens or scorer.max_seq_length or scorer.tokenizer.model_max_length)
-        self.limit = limit
-        self._padding = Padding(limit, length_multiple)
-        self._tokenizer = BatchTokenizer(scorer.tokenizer, limit)
+        self.limit = length_limit(scorer, config.max_length_tokens)
+        self._padding = Padding(self.limit, length_multiple)
+        self._tokenizer = BatchTokenizer(scorer.tokenizer, self.limit)
         self.names = self._tokenizer.input_names
 
     def prepare(self, items: Sequence[Pair]) -> list[tuple[dict[str, list[int]], int] | StageError]:
-        """Token ids of each pair; a long passage is cut, the query never is while the passage can give way."""
+        """Token ids of each pair; where a pair is too long, the longer of query and passage is cut first."""
         return [(row, self._padding.length(len(row["input_ids"]))) for row in self._tokenizer.pairs(items)]
 
     def pad(self, batch: Sequence[dict[str, list[int]]]) -> dict[str, NDArray[np.int64]]:
@@ -113,7 +116,7 @@ class CrossEncoderScorer:
         logger.info("reranking with %s on %s in %s", config.model, device, dtype)
 
     def prepare(self, items: Sequence[Pair]) -> list[tuple[dict[str, list[int]], int] | StageError]:
-        """Token ids of each pair; a long passage is cut, the query never is while the passage can give way."""
+        """Token ids of each pair; where a pair is too long, the longer of query and passage is cut first."""
         return self._inputs.prepare(items)
 
     def run(self, batch: Sequence[dict[str, list[int]]]) -> list[float]:
@@ -149,7 +152,12 @@ class Reranker:
     """The deployment: scores candidates by the configured method."""
 
     def __init__(
-        self, config: RerankerConfig, store: StoreConfig, embedder: Any, telemetry: TelemetryConfig = ENABLED
+        self,
+        config: RerankerConfig,
+        store: StoreConfig,
+        embedder: Any,
+        telemetry: TelemetryConfig = ENABLED,
+        embedding_model: str = "",
     ) -> None:
         from deployments.remote import RemoteEmbedder
 
@@ -162,8 +170,9 @@ class Reranker:
             self._batcher = MicroBatcher(engine, config.batching, "reranker", "rerank")
             export(telemetry, "rerank", self._batcher.read)
         else:
-            self._evidence = SentenceEvidence(store, RemoteEmbedder(embedder), config.evidence)
-            export(telemetry, "rerank", self._busy.read)
+            way = RemoteEmbedder(embedder, model=embedding_model)
+            self._evidence = SentenceEvidence(store, way, config.evidence)
+            export(telemetry, "rerank", self._busy.read, way.dropped)
         settle()
 
     async def rerank(self, calls: Sequence[Call[RerankRequest]]) -> list[Outcome[Vector]]:
@@ -200,6 +209,11 @@ class Reranker:
         """Raise when the engine is dead, so that Serve replaces this replica."""
         if self._batcher is not None:
             self._batcher.check_health()
+
+
+def scores_are_absolute(config: RerankerConfig) -> bool:
+    """Whether scores of different requests compare: sentence evidence weighs words by the candidates of one request."""
+    return config.method == "cross_encoder"
 
 
 def reranker_name(config: RerankerConfig) -> str:

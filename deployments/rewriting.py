@@ -12,21 +12,20 @@ from itertools import islice
 
 from pydantic import Field
 
-from deployments.conversation import content_words, names, resolve
+from deployments.conversation import resolve
 from deployments.ingestion.sentences import split_sentences
+from deployments.names import content_words, names
 from deployments.parsing import (
-    AUXILIARIES,
+    AUX,
     FUNCTION_WORDS,
     QUOTED,
-    WH_WORDS,
+    WH,
     ParsedQuestion,
     quoted_spans,
     word_set,
 )
 from deployments.section import Section
 
-_WH = "|".join(sorted(WH_WORDS))
-_AUX = "|".join(sorted(AUXILIARIES))
 # A capitalised article may belong to a name.
 _ARTICLES = ("the ", "a ", "an ")
 
@@ -48,13 +47,13 @@ _NAMES_READ = 16
 _CUTS_READ = 3
 
 _ASKS = re.compile(
-    rf"(?:(?:in|at|on|of|for|from|to|by|with|under|between) )?(?:{_WH})\b|(?:{_AUX})\b"
+    rf"(?:(?:in|at|on|of|for|from|to|by|with|under|between) )?(?:{WH})\b|(?:{AUX})\b"
     r"|(?:please )?(?:name|tell|list|give|explain|describe|find|show|compare)\b",
     re.IGNORECASE,
 )
-_OPENING = re.compile(rf"(?:(?:{_WH})\b(?: [\w'’-]+){{0,3}}? )?(?:{_AUX}) ", re.IGNORECASE)
+_OPENING = re.compile(rf"(?:(?:{WH})\b(?: [\w'’-]+){{0,3}}? )?(?:{AUX}) ", re.IGNORECASE)
 # Lower case only: a capitalised one belongs to a name.
-_CLAUSE_WORD = re.compile(rf"\b(?:{_WH}|{_AUX}|that)\b")
+_CLAUSE_WORD = re.compile(rf"\b(?:{WH}|{AUX}|that)\b")
 
 _VERSUS = re.compile(r" (?:vs\.?|versus) ", re.IGNORECASE)
 _BETWEEN = re.compile(r"\bbetween ", re.IGNORECASE)
@@ -81,8 +80,8 @@ _COMPARING_WORDS = word_set("""
 """)
 
 _AND_ANOTHER = re.compile(
-    rf",? and (?=(?P<wh>{_WH}) (?:[\w'’-]+ ){{0,2}}?(?:(?:{_AUX})|it|they|he|she|\w+ed) \w"
-    rf"|(?:{_AUX}) (?:it|its|they|their|he|his|she|her|this|that|these|those)\b)",
+    rf",? and (?=(?P<wh>{WH}) (?:[\w'’-]+ ){{0,2}}?(?:(?:{AUX})|it|they|he|she|\w+ed) \w"
+    rf"|(?:{AUX}) (?:it|its|they|their|he|his|she|her|this|that|these|those)\b)",
     re.IGNORECASE,
 )
 _RELATIVE = re.compile(r" (?:who|whom|whose|which|what|where|that)\b| when$", re.IGNORECASE)

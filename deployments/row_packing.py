@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,44 +21,46 @@ def ids_of(row: Row, name: str) -> Sequence[int] | Array:
     return row[name] if name in row else np.zeros_like(row["input_ids"])
 
 
-@dataclass(frozen=True, slots=True)
 class RowPacking:
-    """Where `lengths` tokens of each text go: text i to `rows[i]`, from `columns[i]` on, in rows of `width` tokens."""
+    """Where `lengths` tokens of each text go: text i to row `rows[i]`, from `columns[i]` on, in rows of `width` tokens.
 
-    lengths: tuple[int, ...]
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
-    num_rows: int
-    width: int
+    All arrays are int64; tokens are counted text by text, in the order of the texts.
+    """
+
+    def __init__(self, lengths: Array, rows: Array, columns: Array, width: int) -> None:
+        self.lengths, self.rows, self.columns, self.width = lengths, rows, columns, width
+        self.num_rows = int(rows.max()) + 1
+        self._text_of_token = np.repeat(np.arange(len(lengths)), lengths)
+        self._place_in_text = np.arange(lengths.sum()) - (np.cumsum(lengths) - lengths)[self._text_of_token]
+        # Where each token is in the rows, one behind the other.
+        self._places = (rows * width + columns)[self._text_of_token] + self._place_in_text
 
     def fill(self, texts: Sequence[Sequence[int] | Array]) -> Array:
         """(num_rows, width): each text at its place, zeros elsewhere."""
-        filled = np.zeros((self.num_rows, self.width), np.int64)
-        for text, row, column, length in zip(texts, self.rows, self.columns, self.lengths, strict=True):
-            filled[row, column : column + length] = text
-        return filled
+        return self._spread(np.concatenate([np.asarray(text, np.int64) for text in texts]))
 
     def positions(self, first: int) -> Array:
         """(num_rows, width): each token's place in its own text, counted from `first`; zero where there is none."""
-        count = np.arange(first, first + max(self.lengths))
-        return self.fill([count[:length] for length in self.lengths])
+        return self._spread(self._place_in_text + first)
 
     def segments(self) -> Array:
         """(num_rows, width): the number of the text that a token belongs to, from 1; 0 where there is none."""
-        return self.fill([np.full(length, number) for number, length in enumerate(self.lengths, start=1)])
+        return self._spread(self._text_of_token + 1)
 
     def sources(self) -> Array:
         """(texts, longest): where in the flattened rows each token of each text is; 0 behind a text's end."""
-        sources = np.zeros((len(self.lengths), max(self.lengths)), np.int64)
-        for text, (row, column, length) in enumerate(zip(self.rows, self.columns, self.lengths, strict=True)):
-            start = row * self.width + column
-            sources[text, :length] = np.arange(start, start + length)
+        sources = np.zeros((len(self.lengths), int(self.lengths.max())), np.int64)
+        sources[self._text_of_token, self._place_in_text] = self._places
         return sources
 
     def mask(self) -> Array:
         """(texts, longest): 1 for the tokens of each text, 0 behind its end."""
-        ends = np.asarray(self.lengths)[:, None]
-        return (np.arange(max(self.lengths)) < ends).astype(np.int64)
+        return (np.arange(self.lengths.max()) < self.lengths[:, None]).astype(np.int64)
+
+    def _spread(self, tokens: Array) -> Array:
+        filled = np.zeros(self.num_rows * self.width, np.int64)
+        filled[self._places] = tokens
+        return filled.reshape(self.num_rows, self.width)
 
 
 def pack_rows(lengths: Sequence[int], row_tokens: int = ROW_TOKENS) -> RowPacking:
@@ -69,11 +70,11 @@ def pack_rows(lengths: Sequence[int], row_tokens: int = ROW_TOKENS) -> RowPackin
     """
     width = max(*lengths, min(row_tokens, sum(lengths)))
     room: list[int] = []
-    rows, columns = [0] * len(lengths), [0] * len(lengths)
+    rows, columns = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
     for text in sorted(range(len(lengths)), key=lambda text: -lengths[text]):
         row = next((row for row, free in enumerate(room) if free >= lengths[text]), len(room))
         if row == len(room):
             room.append(width)
         rows[text], columns[text] = row, width - room[row]
         room[row] -= lengths[text]
-    return RowPacking(tuple(lengths), tuple(rows), tuple(columns), len(room), width)
+    return RowPacking(np.asarray(lengths, np.int64), rows, columns, width)

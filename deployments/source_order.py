@@ -44,16 +44,11 @@ class PrefixOrder:
         """Places remembered."""
         return len(self._nodes)
 
-    def arrange(self, sources: Sequence[Source]) -> list[Source]:
-        """Order `sources` and remember the result. Numbers stay as they are: number the sources afterwards."""
-        arranged = self.order(sources)
-        self.record(arranged)
-        return arranged
-
     def order(self, sources: Sequence[Source]) -> list[Source]:
         """The longest beginning of a remembered sequence that these sources can form, then the others as given.
 
-        Of beginnings of the same length, the most used, then the most recent one. Remembers nothing.
+        Of beginnings of the same length, the most used, then the most recent one. Remembers nothing. Numbers stay as
+        they are: number the sources afterwards.
         """
         first = self._longest_beginning([_key(source) for source in sources])
         rest = (place for place in range(len(sources)) if place not in first)

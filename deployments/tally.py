@@ -10,16 +10,17 @@ import threading
 import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import accumulate, pairwise
 from types import TracebackType
 from typing import Literal
 
 from deployments import telemetry
 from deployments.contracts import Stage, StageTiming, Usage
+from deployments.errors import StageError
 from deployments.telemetry import BOUNDS_S, LE_LABELS, LatencyMetrics, Reading
 
-DropReason = Literal["cancelled", "expired", "overloaded", "failed"]
+DropReason = Literal["cancelled", "expired", "overloaded", "failed", "unavailable"]
 RequestOutcome = Literal["ok", "degraded", "shed", "deadline", "client_error", "server_error", "disconnected"]
 
 
@@ -70,7 +71,7 @@ class LaneTally:
 
     def __init__(self) -> None:
         self._stages: defaultdict[tuple[str, str], _StageCalls] = defaultdict(_StageCalls)
-        self._degraded: defaultdict[str, int] = defaultdict(int)
+        self._degraded: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._ttft: defaultdict[str, Latency] = defaultdict(Latency)
         self._inter_token: defaultdict[str, Latency] = defaultdict(Latency)
         self._tokens: defaultdict[tuple[str, str], int] = defaultdict(int)
@@ -84,10 +85,10 @@ class LaneTally:
         calls.compute_s += timing.compute_s
         calls.batch_sizes += timing.batch_size
 
-    def degraded(self, stages: tuple[Stage, ...]) -> None:
-        """A request was served without these stages."""
-        for stage in stages:
-            self._degraded[stage] += 1
+    def degraded(self, reasons: Mapping[Stage, str]) -> None:
+        """A request was served without these stages, each for the `reason` of its error."""
+        for without in reasons.items():
+            self._degraded[without] += 1
 
     def written(self, generator: str, times_s: list[float], usage: Usage) -> None:
         """A generator has ended: when each piece of its text came, counted from the question, and its tokens."""
@@ -103,8 +104,8 @@ class LaneTally:
         """Everything since the start."""
         for labels, calls in list(self._stages.items()):
             yield from calls.read(labels)
-        for stage, count in list(self._degraded.items()):
-            yield telemetry.DEGRADED, (stage,), count
+        for without, count in list(self._degraded.items()):
+            yield telemetry.DEGRADED, without, count
         for generator, latency in list(self._ttft.items()):
             yield from latency.read(telemetry.TTFT, (generator,))
         for generator, latency in list(self._inter_token.items()):
@@ -119,7 +120,7 @@ class SilentTally(LaneTally):
     def stage(self, stage: Stage, branch: str, total_s: float, queue_s: float, timing: StageTiming) -> None:
         """Forget the call."""
 
-    def degraded(self, stages: tuple[Stage, ...]) -> None:
+    def degraded(self, reasons: Mapping[Stage, str]) -> None:
         """Forget the request."""
 
     def written(self, generator: str, times_s: list[float], usage: Usage) -> None:
@@ -157,6 +158,11 @@ class DropTally:
         if count:
             with self._lock:
                 self._dropped[reason] += count
+
+    def add_failure(self, error: StageError | None) -> None:
+        """An item whose stage broke or is not there. What it refuses or is late with, a stage counts itself."""
+        if error is not None and (error.reason == "failed" or error.reason == "unavailable"):
+            self.add(error.reason)
 
     def read(self) -> Iterator[Reading]:
         """Everything since the start."""

@@ -76,7 +76,7 @@ STAGE_BATCH_SIZE = Metric("raglane_stage_batch_size_sum", _CALL, "Rows of the la
 
 REQUEST = LatencyMetrics.named("raglane_request", ("endpoint",), "requests, from their head to the last byte out")
 REQUESTS = Metric("raglane_requests", ("endpoint", "outcome"), "Requests by what became of them.")
-DEGRADED = Metric("raglane_degraded", ("stage",), "Answers and searches that did without a stage.")
+DEGRADED = Metric("raglane_degraded", ("stage", "reason"), "Answers and searches that did without a stage, and why.")
 TTFT = LatencyMetrics.named("raglane_ttft", ("generator",), "answers, from the question to their first words")
 INTER_TOKEN = LatencyMetrics.named("raglane_inter_token", ("generator",), "pieces of answers after the piece before")
 TOKENS = Metric("raglane_tokens", ("generator", "direction"), "Tokens that generators read (in) and wrote (out).")
@@ -88,6 +88,11 @@ INDEX_COVERAGE = Metric(
 )
 
 REPLICA_SECONDS = Metric("raglane_replica_seconds", ("stage",), "Seconds that a replica has lived.")
+REPLICA_STARTED = Metric(
+    "raglane_replica_start_time_seconds",
+    ("stage",),
+    "When a replica began, in seconds since 1970: a counter, because Ray forgets the gauges of the dead.",
+)
 REPLICA_BUSY = Metric("raglane_replica_busy_seconds", ("stage",), "Seconds in which a replica had work in hand.")
 REPLICA_CPU = Metric("raglane_replica_cpu_seconds", ("stage",), "CPU seconds of a replica's process.")
 BATCH_COUNT = Metric("raglane_batch_count", ("stage",), "Batches that an engine ran.")
@@ -111,6 +116,7 @@ METRICS: tuple[Metric, ...] = (
     CACHE_BYTES,
     INDEX_COVERAGE,
     REPLICA_SECONDS,
+    REPLICA_STARTED,
     REPLICA_BUSY,
     REPLICA_CPU,
     BATCH_COUNT,

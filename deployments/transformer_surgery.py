@@ -15,6 +15,7 @@ import numpy as np
 
 from deployments.errors import ConfigError
 from deployments.padding import Padding
+from deployments.positions import first_position, position_table
 from deployments.row_packing import Row, ids_of
 
 # Texts of these many tokens are what a packed model is tried on against the same model with padding.
@@ -33,13 +34,12 @@ class PackableEncoder:
     """
 
     def __init__(self, module: Any) -> None:
-        base = getattr(getattr(module, "transformers_model", None), "base_model", None)
-        table = getattr(getattr(base, "embeddings", None), "position_embeddings", None)
-        if table is None or not hasattr(base, "encoder"):
+        table = position_table(module)
+        base = None if table is None else module.transformers_model.base_model
+        if not hasattr(base, "encoder"):
             raise ConfigError("only encoders with BERT's parts can be packed; use the engine that pads for this model")
         self.transformer: Any = base
-        # RoBERTa and its kin count positions from behind the padding token's id.
-        self.first_position = 0 if table.padding_idx is None else int(table.padding_idx) + 1
+        self.first_position = first_position(table)
 
     @property
     def dtype(self) -> str:

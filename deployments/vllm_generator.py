@@ -25,7 +25,9 @@ class VllmConfig(Section):
         default=None, description="Model folder, hub id or s3:// gs:// URI; `~` is expanded. Default: model_id."
     )
     tokenizer_source: str | None = Field(
-        default=None, description="Tokenizer folder or hub id, where it is not in the model's own place."
+        default=None,
+        description="Tokenizer folder or hub id. Needed where it is not in the model's own place, or where that is a "
+        "URI.",
     )
     accelerator: Literal["cpu", "gpu"] = Field(default="cpu", description="What the engine computes on.")
     accelerator_type: str | None = Field(default=None, description="Ray's name of the GPU model, such as H200 or L4.")
@@ -67,6 +69,16 @@ class VllmConfig(Section):
         for name in ours.keys() & value.keys():
             raise ValueError(f"engine_kwargs.{name} is set by {ours[name]}; remove it and use that")
         return value
+
+    @model_validator(mode="after")
+    def _require_a_tokenizer_beside_a_uri(self) -> VllmConfig:
+        source = self.model_source or self.model_id
+        if "://" in source and not self.tokenizer_source:
+            raise ValueError(
+                f"tokenizer_source is needed beside {source}, from which only the engine can load: "
+                "a folder or hub id with the model's tokenizer.json"
+            )
+        return self
 
     @model_validator(mode="after")
     def _refuse_settings_of_the_other_accelerator(self) -> VllmConfig:

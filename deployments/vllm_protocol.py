@@ -53,6 +53,15 @@ def to_chat_fields(request: GenerateRequest, model_id: str) -> dict[str, Any]:
     }
 
 
+def fold_system(messages: tuple[Mapping[str, str], ...]) -> tuple[Mapping[str, str], ...]:
+    """The messages for a chat template without a system role: a system message's words begin the one after it."""
+    first, *others = messages
+    if first["role"] != "system" or not others:
+        return messages
+    second, *rest = others
+    return ({**second, "content": f"{first['content']}\n\n{second['content']}"}, *rest)
+
+
 def _response_format(json_schema: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if json_schema is None:
         return None

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +34,7 @@ from deployments.tally import BusyClock
 from deployments.vllm_protocol import (
     Chunk,
     as_error,
+    fold_system,
     is_too_long,
     parse_events,
     to_chat_fields,
@@ -41,7 +43,8 @@ from deployments.vllm_protocol import (
     too_long,
 )
 
-_PROBE = ({"role": "user", "content": "ping"},)
+# Of the same roles as every prompt: some chat templates refuse a system message.
+_PROBE = ({"role": "system", "content": "Answer shortly."}, {"role": "user", "content": "ping"})
 _PROBE_BUDGET_S = 120.0
 _READY_TIMEOUT_S = 5.0
 
@@ -66,7 +69,8 @@ class _Engine(VLLMEngine):  # type: ignore[misc]
 class VllmGenerator(LLMServer):  # type: ignore[misc]
     """Streams answers from one vLLM engine. Closing a stream, or its budget running out, aborts the engine's request.
 
-    A replica that has started has answered once: model, chat template and sampling are known to work.
+    A replica that has started has answered once: model, chat template and sampling are known to work. Where the
+    template refuses a system message, what it says begins the user's.
     """
 
     async def __init__(  # type: ignore[misc]
@@ -85,22 +89,34 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
 
     async def start(self) -> None:
         self._busy = BusyClock("generate")
+        self._folds_system = False
         self._refuse_missing_folder()
         self._choose_thread_count()
         await super().start()
         self._restore_tokenization()
         self._pace_the_engine()
-        request = GenerateRequest("", (), _PROBE, GenerationOptions(max_tokens=1), budget_s=_PROBE_BUDGET_S)
+        await self._prove_that_it_answers()
+        export(self._telemetry, "generate", self._busy.read)
+        settle()
+
+    async def _prove_that_it_answers(self) -> None:
         try:
-            async for _ in self.generate(request):
-                pass
+            await self._answer_probe()
+            return
+        except InvalidInput:
+            self._folds_system = True
+        try:
+            await self._answer_probe()
         except InvalidInput as error:
             raise ConfigError(
                 f"{self._model_id} can't answer a chat message; if it has no chat template, name one in "
                 f"engine_kwargs.chat_template (a path or the template itself). The engine said: {error}"
             ) from error
-        export(self._telemetry, "generate", self._busy.read)
-        settle()
+
+    async def _answer_probe(self) -> None:
+        request = GenerateRequest("", (), _PROBE, GenerationOptions(max_tokens=1), budget_s=_PROBE_BUDGET_S)
+        async for _ in self.generate(request):
+            pass
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Raises InputTooLong, InvalidInput, Overloaded, DeadlineExceeded, EngineFailed or EngineDead."""
@@ -111,6 +127,8 @@ class VllmGenerator(LLMServer):  # type: ignore[misc]
 
     async def _generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent, None]:
         started = time.monotonic()
+        if self._folds_system:
+            request = replace(request, messages=fold_system(request.messages))
         finish_reason, usage, queue_s = None, Usage(), 0.0
         async with aclosing(self._chunks(request, deadline=started + request.budget_s)) as chunks:
             async for chunk in chunks:

@@ -53,7 +53,7 @@ class CollectionWriter:
     async def catch_up(self) -> None:
         """Plan the maintenance that an earlier writer may have left undone, for every collection."""
         for name in await self._tables.names():
-            self._upkeep.schedule(name, 0.0)
+            self._upkeep.catch_up(name)
 
     def on_their_way(self, collection: str) -> AbstractContextManager[None]:
         """Documents are being prepared for the collection inside the block, so that it is not quiet."""

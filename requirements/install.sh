@@ -23,12 +23,20 @@ kind=${KIND:-}
 if [ -z "$kind" ]; then
     if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then kind=gpu; else kind=cpu; fi
 fi
+digest() { cat "$@" pyproject.toml requirements/install.sh | sha256sum | cut -d' ' -f1; }
+
 locks=("requirements/$kind.lock")
-if [ "$with_dev" = dev ]; then locks+=(requirements/dev.lock); fi
+wanted=$(digest "${locks[@]}")
+installed=("$wanted")
+if [ "$with_dev" = dev ]; then
+    # It adds to the other lock and changes nothing in it, so a plain setup is content with the outcome too.
+    locks+=(requirements/dev.lock)
+    wanted=$(digest "${locks[@]}")
+    installed+=("$wanted")
+fi
 
 # The stamp says what is installed, so that a second `make` costs nothing.
 stamp="$venv/.installed"
-wanted=$(cat "${locks[@]}" pyproject.toml requirements/install.sh | sha256sum | cut -d' ' -f1)
 if [ -f "$stamp" ] && grep -qx "$wanted" "$stamp"; then exit 0; fi
 
 log="$venv/install.log"
@@ -36,7 +44,7 @@ log="$venv/install.log"
 run_pip() {
     local what=$1
     shift
-    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps "$@" 2>&1 | tee -a "$log" |
+    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps --no-compile "$@" 2>&1 | tee -a "$log" |
         awk -v what="$what" -v tty="$([ -t 1 ] && echo 1 || echo 0)" '
             BEGIN { printf "  %s ...%s", what, tty ? "" : "\n"; fflush() }
             /^(Collecting|Requirement already satisfied)/ { n++; if (tty) printf "\r  %s: %d %s\033[K", what, n, $2; else if (n % 25 == 0) print "  " what ": " n " packages" ; fflush() }
@@ -47,13 +55,16 @@ run_pip() {
 }
 
 python=$(find_python)
-if [ ! -x "$venv/bin/python" ]; then
+# An environment whose making was cut off has an interpreter, but no pip.
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     echo "Creating $venv with $("$python" --version)"
-    "$python" -m venv "$venv" || {
+    "$python" -m venv --clear "$venv" || {
         echo "python3 -m venv failed; on Debian: apt-get install python3-venv" >&2
         exit 1
     }
 fi
+# Until all is in, nothing is as any stamp says.
+rm -f "$stamp"
 : >"$log"
 echo "Installing the $kind lock into $venv (a few minutes the first time; details in $log)"
 if [ "$kind" = cpu ] && [ "$(uname -s)" = Linux ]; then
@@ -71,8 +82,9 @@ if ! run_pip packages "${lock_args[@]}" || ! run_pip raglane --no-build-isolatio
     tail -n 15 "$log" >&2
     exit 1
 fi
-# Compiling now is quicker than at the first start, when six processes would do it at once.
-echo "  compiling the largest packages ..."
-"$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python*/site-packages/{ray,sentence_transformers,transformers,lancedb} >/dev/null 2>&1 || true
-echo "$wanted" >"$stamp"
+# Quicker now, on all cores, than by pip, which has one, or at the first start, when six processes would do it at once.
+# Some packages hold files that do not compile and that nobody imports.
+echo "  compiling the packages ..."
+"$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python*/site-packages >/dev/null 2>&1 || true
+printf '%s\n' "${installed[@]}" >"$stamp"
 echo "Environment ready."

@@ -38,7 +38,7 @@ from deployments.remote import (
     readiness,
 )
 from deployments.replica import settle
-from deployments.reranker import Reranker, reranker_name
+from deployments.reranker import Reranker, reranker_name, scores_are_absolute
 from deployments.retriever import Retriever
 from deployments.tally import LaneTally, RequestTally, SilentTally
 from deployments.telemetry import CACHE_BYTES, CACHE_LOOKUPS, INDEX_COVERAGE, INGRESS, Reading
@@ -62,6 +62,17 @@ logger = logging.getLogger(__name__)
 
 # Counts the rows of every collection.
 _ASK_COVERAGE_S = 10.0
+
+# The ways to a stage: each counts what did not come back.
+_WAYS = (
+    RemoteEmbedder,
+    RemoteRetriever,
+    RemoteReranker,
+    RemoteAnswerer,
+    RemoteGenerator,
+    InProcessReranker,
+    InProcessAnswerer,
+)
 
 # A collector that does not answer may hold up a shutdown for so long.
 _LAST_SPANS_S = 5.0
@@ -89,7 +100,7 @@ class Ingress:
         config = self._config
         self._inside = _stages_inside(config, self._handles["Embedder"])
         handles = {**self._handles, **{name: InProcessHandle(stage) for name, stage in self._inside.items()}}
-        embedder = RemoteEmbedder(handles["Embedder"], config.hops.embed)
+        embedder = RemoteEmbedder(handles["Embedder"], config.hops.embed, config.embedder.model)
         embedding_model = await _model_of(embedder)
         reranker = self._reranker()
         generator = self._generator(handles["Generator"])
@@ -114,8 +125,7 @@ class Ingress:
             self._asking = asyncio.create_task(coverage.keep_asking())
         tally, requests = LaneTally() if counts else SilentTally(), RequestTally()
         called = (embedder, retriever, reranker, generator, stages.fallback)
-        ways = (RemoteEmbedder, RemoteRetriever, RemoteReranker, RemoteAnswerer)
-        hops = [stage.read for stage in called if isinstance(stage, ways)]
+        ways = [stage.read for stage in called if isinstance(stage, _WAYS)]
         lifetime = export(
             config.telemetry,
             INGRESS,
@@ -123,11 +133,10 @@ class Ingress:
             requests.read,
             coverage.read,
             lambda: _read_caches(cached_embedder, lane),
-            *hops,
+            *ways,
         )
-        reporter = StageReporter(
-            serve.get_replica_context().replica_tag, lifetime.seconds, config.http.stages_patience_s
-        )
+        ours = serve.get_replica_context()
+        reporter = StageReporter(ours.app_name, ours.replica_tag, lifetime.seconds, config.http.stages_patience_s)
         services = Services(
             lane=lane,
             indexer=indexer,
@@ -140,6 +149,7 @@ class Ingress:
             generator_model=generator_name(config.generator),
             embedding_max_tokens=embedding_model.max_length_tokens,
             http=config.http,
+            rerank_in_parts=scores_are_absolute(config.reranker),
             tally=tally,
         )
         # Serve returns the request id by itself.
@@ -179,10 +189,11 @@ def _whereabouts() -> dict[str, str]:
 
 def _stages_inside(config: AppConfig, embedder: DeploymentHandle) -> dict[str, Any]:
     """The stages that this process runs itself, under the names of the deployments that they stand for."""
+    model = config.embedder.model
     make: dict[InProcessStage, Callable[[], Any]] = {
         "search": lambda: Retriever(config.retriever, config.store, config.telemetry),
-        "rerank": lambda: Reranker(config.reranker, config.store, embedder, config.telemetry),
-        "generate": lambda: Generator(config.generator, config.store, embedder, config.telemetry),
+        "rerank": lambda: Reranker(config.reranker, config.store, embedder, config.telemetry, model),
+        "generate": lambda: Generator(config.generator, config.store, embedder, config.telemetry, model),
     }
     return {DEPLOYMENT_OF[stage]: make[stage]() for stage in config.lane.in_process}
 
@@ -282,17 +293,19 @@ def build_app(args: AppConfig) -> Application:
     embedder = _deploy(Embedder, 64, num_cpus=0.5).bind(args.embedder, args.telemetry)
     nodes = {
         "Embedder": embedder,
-        "Indexer": _deploy(Indexer, 16).bind(args.indexer, args.store, args.embedder.model, embedder, args.telemetry),
+        "Indexer": _deploy(Indexer, 256).bind(args.indexer, args.store, args.embedder.model, embedder, args.telemetry),
     }
     if "search" not in args.lane.in_process:
         nodes["Retriever"] = _deploy(Retriever, 64).bind(args.retriever, args.store, args.telemetry)
     if "rerank" not in args.lane.in_process:
-        nodes["Reranker"] = _deploy(Reranker, 64).bind(args.reranker, args.store, embedder, args.telemetry)
+        nodes["Reranker"] = _deploy(Reranker, 64).bind(
+            args.reranker, args.store, embedder, args.telemetry, args.embedder.model
+        )
     if "generate" not in args.lane.in_process:
         nodes["Generator"] = _generator(args, embedder)
     if has_fallback(args.generator):
         nodes[FALLBACK] = _deploy(Generator, 256, name=FALLBACK).bind(
-            args.generator, args.store, embedder, args.telemetry
+            args.generator, args.store, embedder, args.telemetry, args.embedder.model
         )
     return _deploy(serve.ingress()(Ingress), 1024).bind(args, nodes)
 
@@ -300,7 +313,7 @@ def build_app(args: AppConfig) -> Application:
 def _generator(args: AppConfig, embedder: Application) -> Application:
     if args.generator.vllm is not None:
         return build_vllm_generator(args.generator.vllm, name="Generator", telemetry=args.telemetry)
-    return _deploy(Generator, 256).bind(args.generator, args.store, embedder, args.telemetry)
+    return _deploy(Generator, 256).bind(args.generator, args.store, embedder, args.telemetry, args.embedder.model)
 
 
 def _deploy(stage: type, max_ongoing_requests: int, num_cpus: float = 0.2, name: str = "") -> serve.Deployment:

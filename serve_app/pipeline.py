@@ -5,7 +5,7 @@ parse ─► rewrite ─► embed, search (vector ∥ text) ─► rerank ─►
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
@@ -134,8 +134,8 @@ class Lane:
         trace = trace or Trace()
         understood = self._retrieval.understand(query, trace)
         retrieved = await self._retrieval.find(query, understood, deadline, trace)
-        trace.left_out(retrieved.degraded)
-        return Found(retrieved.passages, retrieved.degraded, trace)
+        trace.left_out(retrieved.left_out)
+        return Found(retrieved.passages, trace.degraded, trace)
 
     async def answer(
         self, question: Question, deadline: Deadline, trace: Trace | None = None
@@ -166,13 +166,13 @@ class Lane:
             question_vector=retrieved.vector,
             request_id=question.request_id,
         )
-        answer = _Answer(context.sources, self._context.check_citations, retrieved.degraded, trace)
+        answer = _Answer(context.sources, self._context.check_citations, retrieved.left_out, trace)
         begun = False
         async with aclosing(self._writer.write(request, question.stream, deadline, trace)) as events:
             async for event in events:
-                if not begun:
-                    # A generator that refuses (a prompt too long, say) does so before its first event, while the
-                    # answer can still be an error.
+                if not (begun or isinstance(event, FellBack)):
+                    # A generator that refuses (a prompt too long, say) does so before its first words, and so does the
+                    # fallback, while the answer can still be an error.
                     yield SourcesChosen(context.sources)
                     begun = True
                 for written in answer.take(event):
@@ -206,7 +206,9 @@ class Lane:
         if key is None or not self._answers.known(key):
             return None
         try:
-            asked = self._stages.retriever.version(collection, deadline.remaining_s())
+            # Nobody has to know: a retriever that never answers must leave the lane its time.
+            budget_s = deadline.remaining_s() * self.config.stage_deadline_share
+            asked = self._stages.retriever.version(collection, budget_s)
             version = await trace.timed("search", asked, "version")
         except CLIENTS_FAULT:
             raise
@@ -219,14 +221,14 @@ class _Answer:
     """An answer while it is being written: its text, its citations, and what became of it."""
 
     def __init__(
-        self, sources: tuple[Source, ...], check_citations: bool, degraded: tuple[Stage, ...], trace: Trace
+        self, sources: tuple[Source, ...], check_citations: bool, left_out: Mapping[Stage, str], trace: Trace
     ) -> None:
         self._sources = sources
         self._trace = trace
         self._times_s: list[float] = []
         self._check_citations = check_citations
         self._citations = self._citation_filter()
-        self._degraded = degraded
+        self._left_out = dict(left_out)
         self._pieces: list[str] = []
         self._generated: Generated | None = None
 
@@ -240,7 +242,7 @@ class _Answer:
     def take(self, event: WritingEvent) -> list[Delta | Restarted]:
         """What the client is to hear of an event of the generator."""
         if isinstance(event, FellBack):
-            self._degraded = (*self._degraded, "generate")
+            self._left_out["generate"] = event.reason
             self._citations = self._citation_filter()
             void = bool(self._pieces)
             self._pieces.clear()
@@ -261,7 +263,7 @@ class _Answer:
         """The last event, once the generator has ended."""
         generated = self._generated
         assert generated is not None, "a writer ends with Generated"
-        self._trace.left_out(self._degraded)
+        self._trace.left_out(self._left_out)
         self._trace.tally.written(generated.generator, self._times_s, generated.usage)
         return Answered(
             citations=cited_sources(self._citations.cited, self._sources),
@@ -271,7 +273,7 @@ class _Answer:
             finish_reason=generated.finish_reason,
             generator=generated.generator,
             usage=generated.usage,
-            degraded=self._degraded,
+            degraded=self._trace.degraded,
             cached=False,
             trace=self._trace,
         )

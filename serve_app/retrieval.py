@@ -7,7 +7,6 @@ parse ─► rules┼─► search (text, every query at once) ─────�
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,9 +34,12 @@ from deployments.llm_rewriting import Rewritten
 from deployments.parsing import parse_question
 from deployments.ranking import Hits, blend, fuse
 from deployments.rewriting import sub_queries
+from deployments.together import all_together
 from serve_app.lane_config import LaneConfig
 from serve_app.trace import Deadline, Trace
 
+# Of one filter: how many fields, values of one field, and characters of names and values.
+MAX_FILTER_FIELDS = 100
 MAX_FILTER_VALUES = 1000
 MAX_FILTER_CHARS = 65_536
 
@@ -106,13 +108,13 @@ class Understood:
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """Passages by descending score, the stages that had to be left out, and the question's vector if there is one.
+    """Passages by descending score, why stages were left out, and the question's vector if there is one.
 
     `version` is the collection's, None where the searches saw different ones.
     """
 
     passages: list[Passage]
-    degraded: tuple[Stage, ...]
+    left_out: Mapping[Stage, str]
     vector: Vector | None
     version: int | None
 
@@ -130,8 +132,8 @@ class _Request:
     failed: dict[Stage, StageError] = field(default_factory=dict)
     vector: Vector | None = None
 
-    def degraded(self) -> tuple[Stage, ...]:
-        return tuple(stage for stage in STAGES if stage in self.failed)
+    def left_out(self) -> dict[Stage, str]:
+        return {stage: self.failed[stage].reason for stage in STAGES if stage in self.failed}
 
 
 class Retrieval:
@@ -171,7 +173,7 @@ class Retrieval:
         if query.rerank and passages and self._config.rerank_weight:
             passages = await self._rerank(request, passages)
         version = request.versions.pop() if len(request.versions) == 1 else None
-        return Retrieved(passages[: query.k], request.degraded(), request.vector, version)
+        return Retrieved(passages[: query.k], request.left_out(), request.vector, version)
 
     async def _by_vector(self, request: _Request, texts: tuple[str, ...], first: int = 0) -> None:
         budget_s = self._budget_s(request, self._config.embed_timeout_s)
@@ -278,7 +280,7 @@ class Retrieval:
             request.deadline.remaining_s()
             request.failed["rerank"] = error
             return passages
-        return blend(passages, scores, self._config.rerank_weight)
+        return blend(passages, scores, self._config.rerank_weight, query.k)
 
     async def _together(self, branches: Sequence[Callable[[], Awaitable[None]]]) -> None:
         """Run branches that need nothing of each other; the first to fail stops the others."""
@@ -286,12 +288,7 @@ class Retrieval:
             for branch in branches:
                 await branch()
             return
-        tasks = [asyncio.ensure_future(branch()) for branch in branches]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+        await all_together([branch() for branch in branches])
 
 
 def _merged(inline: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,19 +296,26 @@ def _merged(inline: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     for name in inline.keys() & given.keys():
         raise InvalidInput(f"filter field {name!r} stands in the question and in `filter`; leave one of them out")
     merged = {**inline, **given}
-    for name, wanted in merged.items():
-        _check_size(name, wanted)
+    num_chars = sum(_num_chars(name, wanted) for name, wanted in merged.items())
+    if len(merged) > MAX_FILTER_FIELDS or num_chars > MAX_FILTER_CHARS:
+        raise InvalidInput(
+            f"the filter has {len(merged)} fields and {num_chars} characters; at most {MAX_FILTER_FIELDS} fields and "
+            f"{MAX_FILTER_CHARS} characters may be sent, names and values together"
+        )
     return merged
 
 
-def _check_size(name: str, wanted: Any) -> None:
-    """Raise InvalidInput for what no filter needs: it would travel with the requests of others."""
+def _num_chars(name: str, wanted: Any) -> int:
+    """The size of one field's condition. Raises InvalidInput for what no filter needs: it would travel with the
+    requests of others."""
     inner = (
         wanted.values() if isinstance(wanted, Mapping) else wanted if isinstance(wanted, list | tuple) else (wanted,)
     )
     if any(isinstance(value, Mapping | list | tuple) for value in inner):
         raise InvalidInput(f"filter field {name!r}: a value inside a list or an object must be a scalar")
-    if len(inner) > MAX_FILTER_VALUES or sum(len(str(value)) for value in inner) > MAX_FILTER_CHARS:
+    num_chars = sum(len(str(value)) for value in inner)
+    if len(inner) > MAX_FILTER_VALUES or num_chars > MAX_FILTER_CHARS:
         raise InvalidInput(
             f"filter field {name!r}: at most {MAX_FILTER_VALUES} values of {MAX_FILTER_CHARS} characters together"
         )
+    return len(name) + num_chars + (sum(map(len, wanted)) if isinstance(wanted, Mapping) else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from deployments import telemetry
@@ -11,7 +12,7 @@ from deployments.contracts import STAGES
 from deployments.telemetry import BOUNDS_S, INGRESS, LE_LABELS, Metric
 from serve_app.bottleneck import ByStage, find_bottleneck
 from serve_app.node_metrics import Series, Snapshot
-from serve_app.stage_figures import BranchReport, DeploymentReport, StageReport, StagesReport
+from serve_app.stage_figures import BranchReport, DeploymentReport, NodeState, StageReport, StagesReport
 
 _LOCAL_STAGES = ("parse", "rewrite", "context")
 
@@ -24,8 +25,9 @@ def build_report(now: Snapshot, before: Snapshot | None = None) -> StagesReport:
     for deployment in deployments:
         by_stage[deployment.stage].append(deployment)
     stages = tuple(_stage(window, stage, by_stage) for stage in STAGES)
-    bottleneck = find_bottleneck(stages, by_stage, now.nodes)
-    return StagesReport(window.length_s, stages, tuple(deployments), bottleneck, now.nodes)
+    nodes = _nodes(now, before)
+    bottleneck = find_bottleneck(stages, by_stage, nodes)
+    return StagesReport(window.length_s, stages, tuple(deployments), bottleneck, nodes)
 
 
 _Key = tuple[str, str]
@@ -38,26 +40,27 @@ class _Window:
     def __init__(self, now: Snapshot, before: Snapshot | None) -> None:
         self._now = now
         earlier = {_identity(series): series.value for series in before.series} if before is not None else {}
+        unread = _unread(before)
         self._growth: defaultdict[str, list[tuple[Mapping[str, str], float]]] = defaultdict(list)
         for series in now.series:
-            # A replica that started in between has no earlier value: all that it counted is new.
-            self._growth[series.name].append((series.labels, series.value - earlier.get(_identity(series), 0.0)))
-        ages = [one.value for one in now.of(telemetry.REPLICA_SECONDS) if one.labels["stage"] == INGRESS]
-        self.length_s = max(ages, default=0.0) if before is None else now.taken_at_s - before.taken_at_s
+            if series.node_id not in unread:
+                # A replica that started in between has no earlier value: all that it counted is new.
+                self._growth[series.name].append((series.labels, series.value - earlier.get(_identity(series), 0.0)))
+        self.length_s = _since_start_s(now) if before is None else now.taken_at_s - before.taken_at_s
 
-    def totals(self, metric: Metric, by: _By) -> dict[_Key, float]:
-        """The growth of a counter, added up by what `by` makes of the labels."""
+    def totals(self, metric: Metric, by: _By) -> defaultdict[_Key, float]:
+        """The growth of a counter, added up by what `by` makes of the labels; 0 where the page had none of it yet."""
         sums: defaultdict[_Key, float] = defaultdict(float)
         for labels, value in self._growth[metric.exported]:
             sums[by(labels)] += value
-        return dict(sums)
+        return sums
 
-    def standing(self, metric: Metric, by: _By) -> dict[_Key, float]:
-        """A counter as it stands, since the start."""
+    def standing(self, metric: Metric, by: _By) -> defaultdict[_Key, float]:
+        """A counter as it stands, since the start; 0 where the page had none of it yet."""
         sums: defaultdict[_Key, float] = defaultdict(float)
         for series in self._now.of(metric):
             sums[by(series.labels)] += series.value
-        return dict(sums)
+        return sums
 
     def replicas(self) -> dict[_Key, int]:
         """How many replicas of each deployment lived in the window."""
@@ -176,6 +179,22 @@ def _deployments(window: _Window) -> list[DeploymentReport]:
         for key, count in sorted(window.replicas().items())
         for stage, name in (key,)
     ]
+
+
+def _unread(before: Snapshot | None) -> dict[str, str]:
+    """The nodes that did not answer at the window's begin, and why: how their counters grew since nobody knows."""
+    return {node.node_id: node.error for node in before.nodes if node.error} if before is not None else {}
+
+
+def _nodes(now: Snapshot, before: Snapshot | None) -> Sequence[NodeState]:
+    unread = _unread(before)
+    return tuple(node if node.error else replace(node, error=unread.get(node.node_id, "")) for node in now.nodes)
+
+
+def _since_start_s(now: Snapshot) -> float:
+    """Since the first ingress began: what replicas have counted that are gone by now is in the sums."""
+    began = [one.value for one in now.of(telemetry.REPLICA_STARTED) if one.labels["stage"] == INGRESS]
+    return max(0.0, now.taken_at_unix_s - min(began)) if began else 0.0
 
 
 def _identity(series: Series) -> tuple[str, frozenset[tuple[str, str]]]:

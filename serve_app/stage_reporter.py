@@ -27,8 +27,10 @@ class StageReporter:
     with everything else, and so tells what a page already includes.
     """
 
-    def __init__(self, replica: str, lived_s: Callable[[], float], patience_s: float) -> None:
-        """`replica` is this process's label in the metrics, `patience_s` how long fresh figures are waited for."""
+    def __init__(self, application: str, replica: str, lived_s: Callable[[], float], patience_s: float) -> None:
+        """`application` and `replica` are this process's labels in the metrics, `patience_s` how long fresh figures are
+        waited for."""
+        self._application = application
         self._replica = replica
         self._lived_s = lived_s
         self._patience_s = patience_s
@@ -47,7 +49,7 @@ class StageReporter:
         give_up_at = time.monotonic() + self._patience_s
         nodes = await asyncio.to_thread(_live_nodes)
         while True:
-            snapshot = await scrape(nodes)
+            snapshot = (await scrape(nodes)).of_application(self._application)
             if snapshot.nodes and all(node.error for node in snapshot.nodes):
                 raise StageUnavailable(f"no node's metrics can be read: {snapshot.nodes[0].error}")
             if self._told_s(snapshot) >= wanted_s:

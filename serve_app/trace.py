@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -17,19 +17,20 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """The moment, on this process's monotonic clock, after which a request's answer is of no use."""
+    """The moment `at`, on a monotonic clock of this process, after which a request's answer is of no use."""
 
     at: float
     timeout_s: float
+    clock: Callable[[], float] = time.monotonic
 
     @classmethod
-    def after(cls, timeout_s: float) -> Deadline:
+    def after(cls, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> Deadline:
         """A deadline `timeout_s` seconds from now."""
-        return cls(time.monotonic() + timeout_s, timeout_s)
+        return cls(clock() + timeout_s, timeout_s, clock)
 
     def remaining_s(self) -> float:
         """Seconds left; raises DeadlineExceeded when there are none."""
-        remaining = self.at - time.monotonic()
+        remaining = self.at - self.clock()
         if remaining <= 0:
             raise DeadlineExceeded(
                 f"the request took longer than its {self.timeout_s:g} s; raise timeout_s, or ask again under less load"
@@ -96,10 +97,10 @@ class Trace:
         self.add(stage, time.perf_counter() - started, answer.timing, branch)
         return answer.value
 
-    def left_out(self, stages: tuple[Stage, ...]) -> None:
-        """The request is served without these stages."""
-        self.degraded = stages
-        self.tally.degraded(stages)
+    def left_out(self, reasons: Mapping[Stage, str]) -> None:
+        """The request is served without these stages, each for the `reason` of its error."""
+        self.degraded = tuple(reasons)
+        self.tally.degraded(reasons)
 
     def elapsed_s(self) -> float:
         """Seconds since the request began."""

@@ -19,7 +19,9 @@ _RESERVED_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class FellBack:
-    """The generator failed; what follows is the fallback's answer, and what came before is void."""
+    """The generator failed for this `reason`; what follows is the fallback's answer, and what came before is void."""
+
+    reason: str
 
 
 WritingEvent = Delta | FellBack | Generated
@@ -55,10 +57,11 @@ class Writer:
             return
         except CLIENTS_FAULT:
             raise
-        except StageError:
+        except StageError as error:
             if self._fallback is None or (stream and said_something):
                 raise
-        yield FellBack()
+            reason = error.reason
+        yield FellBack(reason)
         started = time.perf_counter()
         async with aclosing(_whole(self._fallback, replace(request, budget_s=deadline.remaining_s()))) as events:
             async for event in events:

@@ -57,6 +57,7 @@ class FakeServices:
         stages = Stages(self.embedder, self.retriever, self.reranker, self.generator)
         self.lane = Lane(lane or LaneConfig(), ContextBuilder(ContextConfig(), count_tokens), stages)
         self.readiness: dict[str, str] = {"embed": "ready", "generate": "ready"}
+        self.rerank_in_parts = True
 
     async def fill(self) -> None:
         await self.indexer.index("docs", DOCUMENTS, 1.0)
@@ -81,6 +82,7 @@ class FakeServices:
             generator_model=self.generator.name,
             embedding_max_tokens=MAX_TOKENS,
             http=self.http,
+            rerank_in_parts=self.rerank_in_parts,
         )
 
     def api(self, *observers: Observer) -> FastAPI:
@@ -93,10 +95,13 @@ class FakeServices:
 class RawRequest:
     """One POST driven message by message, for what an HTTP client can't do: look at a stream half-way and hang up."""
 
-    def __init__(self, api: FastAPI, path: str, body: Mapping[str, Any], max_unread: int = 0) -> None:
-        """With `max_unread` the app can't send more messages than that before some are taken from `sent`."""
+    def __init__(
+        self, api: FastAPI, path: str, body: Mapping[str, Any], max_unread: int = 0, more_body: bool = False
+    ) -> None:
+        """With `max_unread` the app can't send more messages than that before some are taken from `sent`; with
+        `more_body` it waits for more of the body."""
         self._incoming: asyncio.Queue[Message] = asyncio.Queue()
-        self._incoming.put_nowait({"type": "http.request", "body": json.dumps(body).encode(), "more_body": False})
+        self._incoming.put_nowait({"type": "http.request", "body": json.dumps(body).encode(), "more_body": more_body})
         self.sent: asyncio.Queue[Message] = asyncio.Queue(max_unread)
         scope = {
             "type": "http",

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.cli.environment import FIXED_PORTS
 from serve_app.cli.processes import ProcessId
 from serve_app.cli.state import ServerState, StateFile
+from tests.ports import free_ports
 
 READY_LINE = "raglane is ready at"
 
@@ -41,12 +41,6 @@ class Broken:
 app = Ingress.bind()
 broken = Broken.bind()
 """
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [int(sock.getsockname()[1]) for sock in sockets]
 
 
 @dataclass
@@ -124,6 +118,8 @@ def command_line(directory: Path) -> Iterator[CommandLine]:
     environ["RAGLANE_DATA"] = str(directory / "data")
     environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), str(directory)])
     environ.pop("RAGLANE_URL", None)
+    # Serve replaces a proxy that has not started after 5 s, and its start fails with it.
+    environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     raglane = CommandLine(directory, port, environ)
     try:
         yield raglane

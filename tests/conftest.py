@@ -1,4 +1,4 @@
-"""How a run of the tests ends."""
+"""How a run of the tests begins and ends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How fast an example runs says something of the machine, nothing of what is tested.
+settings.register_profile("raglane", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("raglane")
 
 _EXIT_STATUS = pytest.StashKey[int]()
 

@@ -124,7 +124,7 @@ def num_running(file: Path) -> int:
 
 async def until_none_runs(file: Path) -> None:
     """Wait until every counter has stopped."""
-    for _ in range(200):
+    for _ in range(1200):
         if num_running(file) == 0:
             return
         await asyncio.sleep(0.05)

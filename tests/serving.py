@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import httpx
+
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -16,6 +20,14 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
+# Serve replaces a proxy that has not started after 5 s, and its start fails with it.
+os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+
+# No stage is left out, called unready or reported late because the machine was paused for some seconds.
+PATIENT: dict[str, dict[str, Any]] = {
+    "http": {"readiness_timeout_s": 30, "stages_patience_s": 30},
+    "lane": {"default_timeout_s": 120, "embed_timeout_s": 30, "rerank_timeout_s": 30},
+}
 
 
 class StartApp(Protocol):
@@ -27,11 +39,24 @@ class StartApp(Protocol):
     def __call__(self, config: dict[str, Any], build: Callable[[AppConfig], Application] | None = None) -> str: ...
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def patient(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with the limits of PATIENT where it sets none itself."""
+    return config | {section: limits | config.get(section, {}) for section, limits in PATIENT.items()}
+
+
+def until_covered(url: str, collection: str) -> dict[str, float]:
+    """Wait until every index of the collection holds all of its chunks; the writer has nothing left to do then.
+
+    Maintenance between two answers would change the scores of the second.
+    """
+    for _ in range(240):
+        # Without the collection where the indexer took longer than a probe waits.
+        ready = httpx.get(f"{url}/health/ready", timeout=60)
+        coverage: dict[str, float] = ready.json()["index_coverage"].get(collection, {})
+        if set(coverage.values()) == {1.0}:
+            return coverage
+        time.sleep(0.25)
+    raise AssertionError(f"the indexes still lack chunks: {coverage}")
 
 
 @contextmanager
@@ -55,7 +80,7 @@ def serving(store_folder: Path, env_vars: dict[str, str] | None = None) -> Itera
     serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "WARNING"})
 
     def start(config: dict[str, Any], build: Callable[[AppConfig], Application] | None = None) -> str:
-        app_config = AppConfig.model_validate({"store": {"uri": str(store_folder)}} | config)
+        app_config = AppConfig.model_validate({"store": {"uri": str(store_folder)}} | patient(config))
         serve.run((build or build_app)(app_config), name="raglane", route_prefix="/")
         return f"http://127.0.0.1:{port}"
 

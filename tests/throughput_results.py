@@ -224,6 +224,20 @@ def saturation_result(**changes: Any) -> dict[str, Any]:
     return result(**{"name": "docs_saturation", **whole})
 
 
+def searched_three_times() -> dict[str, Any]:
+    """A file of three searches, each of which probed 10 requests/s; no median is that of the first or the last."""
+    found = ((0.1, 9.0, 16.0), (0.3, 8.0, 20.0), (0.7, 5.0, 40.0))
+    probes = [
+        {**run, "repeat": repeat, "step": 0, "probe": True}
+        for repeat, (p50_s, requests_per_s, _) in enumerate(found)
+        for run in measured(
+            offered(10.0), p50_s, requests_per_s, goodput={**GOODPUT, "good_per_s": requests_per_s - 1}
+        )[0]
+    ]
+    searches = [saturation(repeat=repeat, max_rate_per_s=highest) for repeat, (_, _, highest) in enumerate(found)]
+    return saturation_result(loads=probes, saturation=searches)
+
+
 def write(path: Path, content: Mapping[str, Any]) -> Path:
     path.write_text(json.dumps(content), encoding="utf-8")
     return path

@@ -34,6 +34,9 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
 
+# Before a chat template: some models' own, such as Gemma 2's, begin like this.
+REFUSING_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+
 TEXT = """A lighthouse keeper counts the ships that pass and writes their names into a book before he goes to sleep.
 Rivers carry sand to the sea, and the sea carries it back to the beaches when the storms of winter are over.
 The question is short, the answer should be short as well: name the source, quote the sentence, then stop.

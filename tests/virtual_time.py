@@ -1,8 +1,12 @@
-"""An event loop whose clock jumps to the next timer: minutes pass at once, and how long a thing takes is exact."""
+"""An event loop whose clock jumps to the next timer: minutes pass at once, and how long a thing takes is exact.
+
+And a clock for what reads one itself.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -42,3 +46,9 @@ def timed(work: Callable[[], Coroutine[Any, Any, Value]]) -> tuple[Value, float]
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         value = runner.run(work())
         return value, runner.get_loop().time()
+
+
+def ticking(step_s: float) -> Callable[[], float]:
+    """A clock that moves on by as much whenever it is read, and at no other time."""
+    ticks = itertools.count()
+    return lambda: next(ticks) * step_s

@@ -42,7 +42,7 @@ class Exchange:
     @property
     def is_whole(self) -> bool:
         """Answered, with every stage."""
-        return self.sample.error_kind is None and not self.sample.degraded
+        return self.sample.is_whole
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the sources' texts; `from_json` reads it."""

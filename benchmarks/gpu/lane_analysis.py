@@ -22,18 +22,25 @@ FIRST_TOKEN = "generate: first token and transport"
 
 
 def summarise(exchanges: Sequence[Exchange], num_clients: int, slo: Slo) -> dict[str, Any]:
-    """The figures of one load. Rates are of the steady window, everything else of all its requests.
+    """The figures of one load.
 
-    An answer that had to do without a stage counts as none: it made less work.
+    Rates are of what ended in the steady window, times and goodput of what began in it; the counts of requests,
+    failures and tokens are of the whole load. An answer that had to do without a stage counts as none: it made less
+    work.
     """
     samples = [exchange.sample for exchange in exchanges]
     window = SteadyWindow.of(samples, num_clients)
     within = [exchanges[index] for index in window.ended_within(samples) if exchanges[index].is_whole]
     whole = [exchange for exchange in exchanges if exchange.is_whole]
-    goodput = measure_goodput(samples, [each.sample for each in within], window.length_s, slo, stream=True)
+    started = begun_steadily(exchanges, num_clients)
+    timed = [exchange for exchange in started if exchange.is_whole]
+    goodput = measure_goodput(
+        [each.sample for each in started], [each.sample for each in within], window.length_s, slo, stream=True
+    )
     return {
         "num_requests": len(exchanges),
         "num_whole": len(whole),
+        "num_timed": len(timed),
         "errors": dict(Counter(sample.error_kind for sample in samples if sample.error_kind is not None)),
         "error_examples": sorted({sample.error for sample in samples if sample.error})[:3],
         "degraded": dict(Counter(stage for sample in samples for stage in sample.degraded)),
@@ -43,17 +50,27 @@ def summarise(exchanges: Sequence[Exchange], num_clients: int, slo: Slo) -> dict
         "prompt_tokens_per_s": _rate(sum(each.prompt_tokens for each in within), window),
         "mean_prompt_tokens": _mean([each.prompt_tokens for each in whole]),
         "mean_completion_tokens": _mean([each.completion_tokens for each in whole]),
-        "latency": _distribution([each.sample.latency_s for each in whole]),
-        "ttft": _distribution([each.sample.ttft_s for each in whole if each.sample.ttft_s is not None]),
-        "inter_token": _distribution([gap for each in whole for gap in each.sample.inter_token_s]),
+        "latency": _distribution([each.sample.latency_s for each in timed]),
+        "ttft": _distribution([each.sample.ttft_s for each in timed if each.sample.ttft_s is not None]),
+        "inter_token": _distribution([gap for each in timed for gap in each.sample.inter_token_s]),
         "goodput": asdict(goodput),
     }
 
 
-def ttft_by_stage(exchanges: Sequence[Exchange]) -> dict[str, float]:
-    """Seconds of the mean time to the first token by what was waited for; they add up to it. Whole answers alone."""
+def begun_steadily(exchanges: Sequence[Exchange], num_clients: int) -> list[Exchange]:
+    """Those that began in the load's steady window. Raises ValueError where it has none."""
+    samples = [exchange.sample for exchange in exchanges]
+    return [exchanges[index] for index in SteadyWindow.of(samples, num_clients).started_within(samples)]
+
+
+def ttft_by_stage(exchanges: Sequence[Exchange], num_clients: int) -> dict[str, float]:
+    """Seconds of the mean time to the first token by what was waited for; they add up to it.
+
+    Of the whole answers to what began in the steady window, as `ttft` is.
+    """
     totals: defaultdict[str, float] = defaultdict(float)
-    counted = [each for each in exchanges if each.is_whole and each.sample.ttft_s is not None]
+    steady = begun_steadily(exchanges, num_clients)
+    counted = [each for each in steady if each.is_whole and each.sample.ttft_s is not None]
     for exchange in counted:
         for name, seconds in first_token_path(exchange.rows, exchange.sample.ttft_s or 0.0).items():
             totals[name] += seconds

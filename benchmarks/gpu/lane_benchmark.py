@@ -206,7 +206,7 @@ def _load(plan: LanePlan, load: PlannedLoad, lane: Sequence[Exchange], alone: Se
     return {
         "clients": load.clients,
         "same_prompts": share_of_same_prompts(lane, alone),
-        "lane": {**summarise(lane, load.clients, plan.slo), "ttft_by_stage_s": ttft_by_stage(lane)},
+        "lane": {**summarise(lane, load.clients, plan.slo), "ttft_by_stage_s": ttft_by_stage(lane, load.clients)},
         "generator_alone": summarise(alone, load.clients, plan.slo),
     }
 

@@ -62,3 +62,10 @@ class SteadyWindow:
     def ended_within(self, samples: Sequence[Sample]) -> list[int]:
         """The indices of those that ended in the window: after its start, and no later than its end."""
         return [index for index, sample in enumerate(samples) if self.start_s < sample.end_s <= self.end_s]
+
+    def started_within(self, samples: Sequence[Sample]) -> list[int]:
+        """The indices of those that began in the window, both of its ends included.
+
+        None of the first requests is among them: these were sent all at once, which no client does ever again.
+        """
+        return [index for index, sample in enumerate(samples) if self.start_s <= sample.start_s <= self.end_s]

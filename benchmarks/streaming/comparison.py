@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from benchmarks.experiment import ExperimentError, Slo
 from benchmarks.gpu.exchange import Exchange
-from benchmarks.gpu.lane_analysis import share_of_same_prompts, summarise
+from benchmarks.gpu.lane_analysis import begun_steadily, share_of_same_prompts, summarise
 from benchmarks.gpu.lane_plan import GenerationPlan, PlannedLoad
 from benchmarks.gpu.loop import SteadyWindow
 from benchmarks.ratios import median_of, ratio
@@ -137,10 +137,11 @@ def targets(loads: Sequence[Mapping[str, Any]]) -> list[Target]:
 def _figures(exchanges: Sequence[Exchange], clients: int) -> dict[str, Any]:
     """What `summarise` says, without goodput: nothing is promised here."""
     summary = summarise(exchanges, clients, Slo())
+    steady = begun_steadily(exchanges, clients)
     return {
         **{name: value for name, value in summary.items() if name != "goodput"},
         "tokens_per_s": tokens_per_s(exchanges, SteadyWindow.of([each.sample for each in exchanges], clients)),
-        "mean_pieces": sum(len(_pieces_s(each)) for each in exchanges) / len(exchanges),
+        "mean_pieces": sum(len(_pieces_s(each)) for each in steady) / len(steady),
     }
 
 

@@ -31,6 +31,10 @@ _BOMS = (
 _HTML_CHARSET = re.compile(rb"<meta[^>]+charset\s*=\s*[\"']?\s*([\w.:-]+)", re.IGNORECASE)
 _MAX_CHAOS = 0.05  # the share of a decoded text that may look like noise
 _READ_BYTES = 1 << 20
+# Whole paragraphs are marked as headings, and the indexer refuses a longer title.
+_TITLE_CHARS = 2048
+# A name with two dots is where Kubernetes keeps the files of a mounted ConfigMap, which are links to it.
+_HIDDEN = re.compile(r"\.(?!\.)")
 
 
 class _Unusable(Exception):
@@ -39,15 +43,19 @@ class _Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A file, or what stands in the place of one: `problem` says why it can't be read."""
+    """A file, or what stands in the place of one: `problem` says why it can't be read. A directory is still to walk."""
 
     path: Path
     id: str
     problem: str = ""
+    is_directory: bool = False
 
 
 def load(paths: Sequence[Path]) -> Iterator[Document | RejectedDocument]:
     """Read files and, recursively and sorted, directories; hidden files in them are left out. JSON lines are streamed.
+
+    Links in a directory are read if they lead to a file of it that is not hidden, other links are rejected. A link that
+    is named itself is followed wherever it leads.
 
     A file's document has its path from its directory's name on as id, or its name if it was named directly; a JSON
     line has its own. Raises InvalidInput at once where a path does not exist.
@@ -67,9 +75,17 @@ def count(paths: Sequence[Path]) -> int:
 
 
 def _require_existing(paths: Sequence[Path]) -> None:
-    missing = [str(path) for path in paths if not path.exists()]
+    missing = [str(path) for path in paths if _is_missing(path)]
     if missing:
         raise InvalidInput(f"no such file or directory: {', '.join(missing)}")
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        return not path.exists()
+    except OSError:
+        # Nobody may look whether it is there: it is rejected with the reason when its turn comes.
+        return False
 
 
 def _without_duplicates(items: Iterable[Document | RejectedDocument]) -> Iterator[Document | RejectedDocument]:
@@ -87,39 +103,76 @@ def _without_duplicates(items: Iterable[Document | RejectedDocument]) -> Iterato
 
 def _find_all(paths: Sequence[Path]) -> Iterator[_Found]:
     for path in paths:
-        if path.is_dir():
-            # The resolved path has a name even for "." and "..".
-            yield from _walk(path, path.resolve().name, frozenset())
+        found = _describe(path, path.name)
+        if found.is_directory:
+            yield from _walk(path)
         else:
-            yield _describe(path, path.name)
+            yield found
 
 
-def _walk(directory: Path, prefix: str, ancestors: frozenset[Path]) -> Iterator[_Found]:
-    """Yield the files below `directory`, linked directories included, except where a link leads back to an ancestor."""
-    real = directory.resolve()
-    if real in ancestors:
-        yield _Found(directory, prefix, "a link to a directory that contains it")
-        return
+def _walk(named: Path) -> Iterator[_Found]:
+    """Yield the files below a directory, without recursion: directories may nest thousands deep."""
+    root = named.resolve()
+    # The resolved path has a name even for "." and "..".
+    pending = [_Found(named, root.name, is_directory=True)]
+    while pending:
+        found = pending.pop()
+        if found.is_directory:
+            pending += reversed(_list(found, root))
+        else:
+            yield found
+
+
+def _list(directory: _Found, root: Path) -> list[_Found]:
     try:
-        names = sorted(entry.name for entry in os.scandir(directory) if not entry.name.startswith("."))
+        entries = sorted(os.scandir(directory.path), key=lambda entry: entry.name)
     except OSError as error:
-        yield _Found(directory, prefix, f"can't be read: {error.strerror}")
-        return
-    for name in names:
-        path, identity = directory / name, f"{prefix}/{name}".lstrip("/")
-        if path.is_dir():
-            yield from _walk(path, identity, ancestors | {real})
-        else:
-            yield _describe(path, identity)
+        return [_Found(directory.path, directory.id, f"can't be read: {error.strerror}")]
+    listed = []
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        found = _describe(directory.path / entry.name, f"{directory.id}/{entry.name}".lstrip("/"))
+        listed.append(_follow(found, root) if not found.problem and entry.is_symlink() else found)
+    return listed
+
+
+def _follow(link: _Found, root: Path) -> _Found:
+    """Return a link as it is if it leads to a file that is in `root` and not hidden, else with the reason against it.
+
+    Whoever made the directory may have linked what only its reader can read, or its directories a thousandfold.
+    """
+    target = link.path.resolve()
+    if not target.is_relative_to(root):
+        problem = "a link that leads out of the directory that was named"
+    elif any(_HIDDEN.match(part) for part in target.relative_to(root).parts):
+        problem = "a link to what is hidden"
+    elif not link.is_directory:
+        return link
+    elif link.path.parent.resolve().is_relative_to(target):
+        problem = "a link to a directory that contains it"
+    else:
+        problem = "a link to a directory that is read under its own name"
+    return _Found(link.path, link.id, problem)
 
 
 def _describe(path: Path, identity: str) -> _Found:
+    try:
+        if path.is_dir():
+            return _Found(path, identity, is_directory=True)
+        return _Found(path, identity, _problem(path))
+    except OSError as error:
+        return _Found(path, identity, f"can't be read: {error.strerror}")
+
+
+def _problem(path: Path) -> str:
+    """Why the path is no file that can be taken; empty if it is one. Raises OSError where nobody may look."""
     if not path.is_file():
-        return _Found(path, identity, "not a regular file" if path.exists() else "a broken link")
+        return "not a regular file" if path.exists() else "a broken link"
     if path.suffix.lower() not in SUPPORTED_SUFFIXES:
         supported = " ".join(sorted(SUPPORTED_SUFFIXES))
-        return _Found(path, identity, f"unsupported type {path.suffix or '(no suffix)'}; supported are {supported}")
-    return _Found(path, identity)
+        return f"unsupported type {path.suffix or '(no suffix)'}; supported are {supported}"
+    return ""
 
 
 def _load_file(found: _Found) -> Iterator[Document | RejectedDocument]:
@@ -153,7 +206,7 @@ def _load_text(found: _Found) -> Document:
     return Document(
         id=_printable(found.id),
         text=extract.text,
-        title=extract.title or _printable(found.path.stem),
+        title=extract.title[:_TITLE_CHARS] or _printable(found.path.stem),
         source=_printable(found.path.as_posix()),
         metadata=_scalars(extract.metadata),
     )

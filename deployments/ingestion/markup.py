@@ -14,17 +14,21 @@ MARKDOWN_SUFFIXES = frozenset({".md", ".markdown"})
 HTML_SUFFIXES = frozenset({".html", ".htm"})
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
+# Possessive, as a tilde may belong to the fence or to what follows it. Code between more than 80 backticks is text, as
+# it is for cmark: runs of many lengths, none of them closed, would each have the whole line read.
 _CODE = (
-    r"(?P<code>^[ \t]*(?P<fence>`{3,}|~{3,})[^\n`]*\n.*?(?:^[ \t]*(?P=fence)|\Z)"
-    r"|(?<!`)(?P<ticks>`+)(?!`)[^\n]*?[^`\n](?P=ticks)(?!`))"
+    r"(?P<code>^[ \t]*(?P<fence>`{3,}+|~{3,}+)[^\n`]*+\n.*?(?:^[ \t]*(?P=fence)|\Z)"
+    r"|(?<!`)(?P<ticks>`{1,80})(?!`)(?:[^`\n]++(?!(?P=ticks)(?!`))`++)*+[^`\n]++(?P=ticks)(?!`))"
 )
 _CODE_OR_COMMENT = re.compile(rf"{_CODE}|<!--.*?-->", re.DOTALL | re.MULTILINE)
 # CommonMark's link reference definitions, which a reader never sees; `[^1]: text` is a footnote and stays.
-_CODE_OR_DEFINITION = re.compile(
-    rf"^[ ]{{0,3}}\[(?!\^)[^\[\]\n]{{1,999}}\]:[ \t]*\S+"
-    rf"(?:[ \t]+(?:\"[^\"\n]*\"|'[^'\n]*'|\([^()\n]*\)))?[ \t]*(?:\n|\Z)|{_CODE}",
+_CODE_OR_DEFINITIONS = re.compile(
+    rf"(?:^[ ]{{0,3}}\[(?!\^)[^\[\]\n]{{1,999}}\]:[ \t]*\S+"
+    rf"(?:[ \t]+(?:\"[^\"\n]*\"|'[^'\n]*'|\([^()\n]*\)))?[ \t]*(?:\n|\Z))++|{_CODE}",
     re.DOTALL | re.MULTILINE,
 )
+# A line that no paragraph goes on after: an empty one, a heading, its underline, a rule, the end of a code fence.
+_ENDS_PARAGRAPH = re.compile(r"[ \t]*+(?:#{1,6}[ \t][^\n]*+|(?:`{3,}+|~{3,}+|=++|-++|[*_]{3,}+)[ \t]*+)?\n")
 _CODE_OR_HEADING = re.compile(
     rf"^[ ]{{0,3}}(?P<level>#{{1,6}})[ \t]+(?P<heading>[^\n]+)|{_CODE}", re.DOTALL | re.MULTILINE
 )
@@ -60,33 +64,35 @@ def extract_markdown(text: str) -> Extract:
     The title is the front matter's, else the first heading of level 1, else the first heading. The other values of the
     front matter become metadata.
     """
-    front: Mapping[str, Any] = {}
-    match = _FRONT_MATTER.match(text)
-    if match and (parsed := _parse_front_matter(match[1])) is not None:
-        front, text = parsed, text[match.end() :]
+    title, metadata, text = _split_front_matter(text)
     # A comment that is never closed is text; looking for its end only before the last `-->` keeps this linear.
     last_comment_end = text.rfind("-->") + len("-->")
     if last_comment_end >= len("-->"):
         head = _CODE_OR_COMMENT.sub(lambda match: match["code"] or "", text[:last_comment_end])
         text = head + text[last_comment_end:]
     if "]:" in text:
-        text = _CODE_OR_DEFINITION.sub(lambda match: match["code"] or "", text)
-    title = str(front.get("title") or "") or _first_heading(text)
-    return Extract(text, title, {key: value for key, value in front.items() if key != "title"})
+        text = _CODE_OR_DEFINITIONS.sub(_without_definitions, text)
+    return Extract(text, title or _first_heading(text), metadata)
 
 
-def _parse_front_matter(block: str) -> Mapping[str, Any] | None:
-    """Return the front matter's mapping, or None where the block is not one."""
-    import yaml
+def _without_definitions(match: re.Match[str]) -> str:
+    """Code, and definitions that go on a paragraph, as they are: "[Alice]: Yes" may be the line of a dialogue."""
+    start = match.start()
+    before = match.string[match.string.rfind("\n", 0, max(start - 1, 0)) + 1 : start]
+    is_text = match["code"] or (before and not _ENDS_PARAGRAPH.fullmatch(before))
+    return match[0] if is_text else ""
 
-    try:
-        parsed = yaml.safe_load(block)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return None
-    if not isinstance(parsed, dict):
-        return None
-    # YAML makes dates of what looks like one.
-    return {str(key): value.isoformat() if hasattr(value, "isoformat") else value for key, value in parsed.items()}
+
+def _split_front_matter(text: str) -> tuple[str, Mapping[str, Any], str]:
+    """Return the title and the other values of the front matter, and the text after it: all of it where there is
+    none that can be used."""
+    match = _FRONT_MATTER.match(text)
+    if match is None:
+        return "", {}, text
+    from deployments.ingestion.front_matter import parse_front_matter
+
+    parsed = parse_front_matter(match[1])
+    return ("", {}, text) if parsed is None else (*parsed, text[match.end() :])
 
 
 def _first_heading(text: str) -> str:

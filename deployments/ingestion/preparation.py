@@ -11,6 +11,12 @@ from deployments.errors import InvalidInput
 from deployments.ingestion.chunking import Chunk, Chunker, ChunkingConfig
 from deployments.ingestion.sentences import split_sentences
 
+# These stand in the row of every chunk, so a long document would multiply them beyond any memory.
+MAX_ID_CHARS = 512
+MAX_TITLE_CHARS = 2048
+MAX_SOURCE_CHARS = 4096
+MAX_METADATA_BYTES = 32 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -56,8 +62,8 @@ class Preparer:
         return [self._prepare_one(document) for document in documents]
 
     def _prepare_one(self, document: Document) -> Prepared | RejectedDocument:
-        if not document.id or len(document.id) > 512:
-            return RejectedDocument(document.id, "the id is empty or longer than 512 characters")
+        if not document.id or len(document.id) > MAX_ID_CHARS:
+            return RejectedDocument(document.id, f"the id is empty or longer than {MAX_ID_CHARS} characters")
         if not document.text.strip():
             return RejectedDocument(document.id, "the text is empty")
         try:
@@ -71,6 +77,10 @@ class Preparer:
 
 def _check_storable(document: Document) -> None:
     """Raise InvalidInput for what the table or its readers could not take."""
+    if len(document.title) > MAX_TITLE_CHARS:
+        raise InvalidInput(f"the title is longer than {MAX_TITLE_CHARS} characters")
+    if len(document.source) > MAX_SOURCE_CHARS:
+        raise InvalidInput(f"the source is longer than {MAX_SOURCE_CHARS} characters")
     if not all(isinstance(value, str | int | float | bool | None) for value in document.metadata.values()):
         raise InvalidInput("a metadata value is not a string, a number, a boolean or null")
     try:
@@ -80,3 +90,5 @@ def _check_storable(document: Document) -> None:
         raise InvalidInput("the id, the source or the metadata have half of a surrogate pair") from None
     except (TypeError, ValueError):
         raise InvalidInput("a metadata value is not a finite number") from None
+    if len(json.dumps(dict(document.metadata))) > MAX_METADATA_BYTES:
+        raise InvalidInput(f"the metadata is larger than {MAX_METADATA_BYTES} bytes of ASCII JSON")

@@ -6,18 +6,19 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
+from deployments.words import BETWEEN_SPACES
+
 Span = tuple[int, int]
 
-_FENCE = re.compile(r"\s*(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*$")
+# Possessive: its parts match the same characters, and a backtick behind them would have every share of them tried.
+_FENCE = re.compile(r"\s*+(`{3,}+|~{3,}+)[ \t]*+([^\s`]*+)[^`]*+$")
 _HEADING = re.compile(r"\s{0,3}#{1,6}\s")
 _OPENS_BLOCK = re.compile(r"\s*(?:[-*+•]\s|\d{1,2}[.)]\s|\|)")
 _ALPHANUMERIC = re.compile(r"[^\W_]")
 _LETTER = re.compile(r"[^\W\d_]")
 
-# Scripts without spaces between words count a word per character, or all of their sentences would look too short.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 _MIN_WORDS = 3
+_QUESTION_MARKS = "?？؟"
 
 # Sentencex ends sentences inside inline code and addresses, and sees none between `<` and `>` ("p < 0.05 ... 5 > 3").
 _CODE_OR_ADDRESS = re.compile(r"`[^`]+`|https?://\S*\w|<!--")
@@ -130,11 +131,16 @@ def _is_false_boundary(text: str, sentence: Span, following: int) -> bool:
 
 
 def _merge_fragments(text: str, sentences: list[Span], max_chars: int) -> list[Span]:
-    """Join fragments to a neighbour: one without letters (a list number, say) to the next, others to the one before."""
+    """Join fragments to a neighbour: one without letters (a list number, say) to the next, others to the one before.
+
+    "Why?" joins what follows, too: behind a statement, it would make a question of it.
+    """
     merged: list[Span] = []
     is_open = False  # the last of `merged` is a fragment that waits for its next neighbour
     for start, end in sentences:
-        joins = is_open or (_is_fragment(text, start, end) and _LETTER.search(text, start, end))
+        joins = is_open or (
+            _is_fragment(text, start, end) and _LETTER.search(text, start, end) and text[end - 1] not in _QUESTION_MARKS
+        )
         if merged and joins and end - merged[-1][0] <= max_chars:
             merged[-1] = (merged[-1][0], end)
         else:
@@ -146,7 +152,7 @@ def _merge_fragments(text: str, sentences: list[Span], max_chars: int) -> list[S
 
 
 def _is_fragment(text: str, start: int, end: int) -> bool:
-    words = islice(_WORD.finditer(text, start, end), _MIN_WORDS)
+    words = islice(BETWEEN_SPACES.finditer(text, start, end), _MIN_WORDS)
     return sum(1 for _ in words) < _MIN_WORDS or not _LETTER.search(text, start, end)
 
 

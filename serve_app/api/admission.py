@@ -9,7 +9,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.errors import Overloaded, TooLarge
+from deployments.errors import BodyTimeout, Overloaded, TooLarge
 from serve_app.api.errors import error_response
 from serve_app.api.services import HttpConfig
 
@@ -71,11 +71,15 @@ class Admission:
 
 
 class BodyLimit:
-    """Refuses a body that is too large: at once where its length is declared, else as soon as it has grown so far."""
+    """Refuses a body that is too large: at once where its length is declared, else as soon as it has grown so far.
+
+    One that does not come in time is given up with BodyTimeout: its request takes up room meanwhile.
+    """
 
     def __init__(self, app: ASGIApp, config: HttpConfig) -> None:
         self._app = app
         self._max_bytes = config.max_body_bytes
+        self._timeout_s = config.body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -86,13 +90,23 @@ class BodyLimit:
             await error_response(self._too_large(), scope)(scope, receive, send)
             return
         num_bytes = 0
+        expires_at: float | None = asyncio.get_running_loop().time() + self._timeout_s
+        if scope["method"] in _WITHOUT_BODY:
+            expires_at = None
 
         async def receive_some() -> Message:
-            nonlocal num_bytes
-            message = await receive()
+            nonlocal num_bytes, expires_at
+            try:
+                async with asyncio.timeout_at(expires_at):
+                    message = await receive()
+            except TimeoutError:
+                raise BodyTimeout(f"the body has not come within {self._timeout_s:g} s; send it at once") from None
             num_bytes += len(message.get("body", b""))
             if num_bytes > self._max_bytes:
                 raise self._too_large()
+            if not message.get("more_body", False):
+                # What comes now, at some time, is that the client leaves.
+                expires_at = None
             return message
 
         await self._app(scope, receive_some, send)
@@ -122,6 +136,10 @@ class CancelOnDisconnect:
                 await gone.wait()
                 return {"type": "http.disconnect"}
             message = await receive()
+            if message["type"] == "http.disconnect":
+                leave()
+                # Cancelled here: the reader of a body would call half of one a bad request.
+                await asyncio.sleep(0)
             if not message.get("more_body", False):
                 watcher = asyncio.create_task(watch())
             return message
@@ -129,6 +147,9 @@ class CancelOnDisconnect:
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
+            leave()
+
+        def leave() -> None:
             gone.set()
             work.cancel()
 

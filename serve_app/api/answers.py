@@ -39,10 +39,11 @@ async def answer(body: AnswerBody, request: Request) -> Response:
     request_id = request_id_of(request.scope)
     query = query_of(body, body.question, config, request_id)
     question = Question(query, body.options(), request_id, stream=body.stream, cache=body.cache)
-    events = services.lane.answer(question, deadline_of(body.timeout_s, config), begin_trace(request))
+    deadline = deadline_of(body.timeout_s, config)
+    events = services.lane.answer(question, deadline, begin_trace(request))
     if body.stream:
         first = await begun(events)
-        return EventStream(_frames(first, events, request_id), events, _error_frame)
+        return EventStream(_frames(first, events, request_id), events, _error_frame, deadline)
     whole = await whole_answer(events)
     headers = {"server-timing": whole.end.trace.server_timing()}
     return JsonResponse(_response(whole.text, AnswerEnd.of(whole.end, request_id)), headers=headers)

@@ -28,6 +28,7 @@ def create_api(services: Services, *, observers: Sequence[Observer] = (), echo_r
     """
     api = routes_only()
     api.state.services = services
+    api.state.probes = health.Probes(services)
     paths = frozenset(getattr(route, "path", "") for route in api.routes)
     # The last one added is the outermost.
     api.add_middleware(ErrorBoundary)

@@ -38,11 +38,12 @@ async def chat(body: ChatBody, request: Request) -> Response:
     request_id = request_id_of(request.scope)
     query = _query(body, config, request_id)
     question = Question(query, body.options(), request_id, stream=bool(body.stream), cache=body.cache)
-    events = services.lane.answer(question, deadline_of(body.timeout_s, config), begin_trace(request))
+    deadline = deadline_of(body.timeout_s, config)
+    events = services.lane.answer(question, deadline, begin_trace(request))
     if body.stream:
         await begun(events)
         chunks = _Chunks(request_id, body.model, bool(body.stream_options and body.stream_options.include_usage))
-        return EventStream(chunks.frames(events), events, _error_frames)
+        return EventStream(chunks.frames(events), events, _error_frames, deadline)
     whole = await whole_answer(events)
     completion = ChatCompletion(
         id=f"chatcmpl-{request_id}",
@@ -58,7 +59,7 @@ async def chat(body: ChatBody, request: Request) -> Response:
 
 def _query(body: ChatBody, config: LaneConfig, request_id: str) -> Query:
     return Query(
-        text=body.question(),
+        text=body.question(config.parsing),
         collection=collection_of(body.model, body.collection, config.default_collection),
         k=results_wanted(None, config),
         mode=config.default_mode,

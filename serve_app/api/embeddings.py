@@ -12,7 +12,8 @@ from fastapi import APIRouter, Request, Response
 
 from deployments.contracts import Embeddings, EmbedRequest, Priority, Timed, Vector
 from deployments.errors import InvalidInput
-from serve_app.api.fanout import all_together, chunks, slowest
+from deployments.together import all_together
+from serve_app.api.fanout import chunks, slowest
 from serve_app.api.limits import check_model, check_texts, deadline_of
 from serve_app.api.observation import begin_trace
 from serve_app.api.openai_shapes import EmbeddingsBody, EmbeddingsResponse, EmbeddingUsage

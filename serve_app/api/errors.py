@@ -15,6 +15,7 @@ from starlette.types import Scope
 
 from deployments.errors import (
     AlreadyExists,
+    BodyTimeout,
     ConfigError,
     DeadlineExceeded,
     EngineFailed,
@@ -37,6 +38,7 @@ STATUS_TABLE: Mapping[type[RaglaneError], tuple[int, str]] = {
     InvalidInput: (400, "invalid_input"),
     InputTooLong: (400, "input_too_long"),
     NotFound: (404, "not_found"),
+    BodyTimeout: (408, "body_timeout"),
     AlreadyExists: (409, "already_exists"),
     IndexMismatch: (409, "index_mismatch"),
     TooLarge: (413, "too_large"),
@@ -125,12 +127,10 @@ def log_failure(error: Exception, failure: Failure, scope: Scope) -> None:
 
 
 def _retry_after(error: RaglaneError, scope: Scope) -> dict[str, str]:
-    if isinstance(error, Overloaded):
-        retry_after_s = error.retry_after_s
-    elif isinstance(error, StageUnavailable):
-        retry_after_s = scope["app"].state.services.http.retry_after_s
-    else:
+    if not isinstance(error, Overloaded | StageUnavailable):
         return {}
+    known = error.retry_after_s if isinstance(error, Overloaded) else None
+    retry_after_s = scope["app"].state.services.http.retry_after_s if known is None else known
     return {"retry-after": str(max(1, math.ceil(retry_after_s)))}
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
 
 from deployments.contracts import StageTiming
 from serve_app.api.services import HttpConfig
-
-Result = TypeVar("Result")
 
 
 def chunks(texts: Sequence[str], config: HttpConfig) -> Iterator[tuple[str, ...]]:
@@ -26,16 +22,6 @@ def chunks(texts: Sequence[str], config: HttpConfig) -> Iterator[tuple[str, ...]
         num_bytes += size
     if chunk:
         yield tuple(chunk)
-
-
-async def all_together(calls: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Await all calls at the same time; the first error cancels the others and is raised."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def slowest(timings: Sequence[StageTiming]) -> StageTiming:

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Request, Response
 
 from deployments.errors import StageError
-from serve_app.api.services import READY, Services, services_of
+from serve_app.api.services import READY, Services
+from serve_app.api.shared_answer import SharedAnswer
 from serve_app.api.wire import JsonResponse
 
 # Nice to know, but no reason to keep a probe waiting.
 _COVERAGE_TIMEOUT_S = 1.0
+
+# Nobody has to be let in to probe, and each probe asks every stage.
+_KEPT_S = 1.0
 
 router = APIRouter(prefix="/health", tags=["health"])
 
@@ -37,6 +41,22 @@ class Readiness:
     index_coverage: dict[str, dict[str, float]]
 
 
+class Probes:
+    """What is asked of the stages for all probes of about the same time."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self.readiness = SharedAnswer(services.readiness, _KEPT_S)
+        self.coverage = SharedAnswer(self._coverage, _KEPT_S)
+
+    async def _coverage(self) -> dict[str, dict[str, float]]:
+        try:
+            async with asyncio.timeout(min(self._services.http.readiness_timeout_s, _COVERAGE_TIMEOUT_S)):
+                return await self._services.indexer.coverage()
+        except (TimeoutError, StageError):
+            return {}
+
+
 @router.get("/live", response_model=Liveness)
 async def live() -> Response:
     """Whether this process answers at all."""
@@ -46,24 +66,8 @@ async def live() -> Response:
 @router.get("/ready", response_model=Readiness, responses={503: {"model": Readiness}})
 async def ready(request: Request) -> Response:
     """Whether every stage can serve; 503 names those that can't."""
-    services = services_of(request)
-    stages, coverage = await asyncio.gather(_stages(services), _coverage(services))
+    probes: Probes = request.app.state.probes
+    stages, coverage = await asyncio.gather(probes.readiness(), probes.coverage())
     if all(state == READY for state in stages.values()):
-        return JsonResponse(Readiness("ready", stages, coverage))
-    return JsonResponse(Readiness("not ready", stages, coverage), status_code=503)
-
-
-async def _stages(services: Services) -> dict[str, str]:
-    try:
-        async with asyncio.timeout(services.http.readiness_timeout_s):
-            return dict(await services.readiness())
-    except TimeoutError:
-        return {"serve": f"no answer within {services.http.readiness_timeout_s:g} s"}
-
-
-async def _coverage(services: Services) -> dict[str, dict[str, float]]:
-    try:
-        async with asyncio.timeout(min(services.http.readiness_timeout_s, _COVERAGE_TIMEOUT_S)):
-            return await services.indexer.coverage()
-    except (TimeoutError, StageError):
-        return {}
+        return JsonResponse(Readiness("ready", dict(stages), coverage))
+    return JsonResponse(Readiness("not ready", dict(stages), coverage), status_code=503)

@@ -11,7 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from deployments.contracts import GenerationOptions, Usage
 from deployments.conversation import standalone_question
 from deployments.errors import InvalidInput
-from serve_app.api.schemas import STRING_OR_STRINGS, AnswerEnd, Strings
+from deployments.parsing import ParsingConfig
+from serve_app.api.schemas import STRING_OR_STRINGS, AnswerEnd, StopTexts
 
 # What changes the meaning of an answer is refused rather than ignored, unless it is set to what we do anyway.
 _NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
@@ -50,6 +51,13 @@ class ChatMessage(OpenAIBody):
                 raise InvalidInput(f"content part of type {part.get('type')!r} is not supported; send text parts only")
         return "\n".join(part["text"] for part in self.content)
 
+    def spoken(self) -> str:
+        """Its text alone: an assistant's tool calls and pictures say nothing that a question could refer to."""
+        if not isinstance(self.content, list):
+            return self.content or ""
+        texts = [part.get("text") for part in self.content if part.get("type") == "text"]
+        return "\n".join(text for text in texts if isinstance(text, str))
+
 
 class StreamOptions(OpenAIBody):
     """How to stream."""
@@ -69,7 +77,7 @@ class ChatBody(OpenAIBody):
     max_completion_tokens: int | None = Field(None, ge=1, description="The longest answer in tokens.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 always takes the likeliest token.")
     top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens up to this mass.")
-    stop: Strings | None = Field(None, description="Texts that end the answer.")
+    stop: StopTexts | None = Field(None, description="Texts that end the answer, at most 4.")
     seed: int | None = Field(None, description="Makes sampling repeatable.")
     timeout_s: float | None = Field(None, gt=0, description="Seconds after which the answer is of no use any more.")
     cache: bool = Field(True, description="Whether an answer that was given before will do, if nothing has changed.")
@@ -79,19 +87,23 @@ class ChatBody(OpenAIBody):
         max_tokens = self.max_completion_tokens or self.max_tokens
         return GenerationOptions(max_tokens, self.temperature, self.top_p, self.stop or (), self.seed)
 
-    def question(self) -> str:
-        """The last user message as a question that stands alone; raises InvalidInput where there is none."""
-        return standalone_question([{"role": m.role, "content": m.text()} for m in self._spoken()])
+    def question(self, parsing: ParsingConfig) -> str:
+        """The last user message as a question that stands alone; raises InvalidInput where there is none.
+
+        `parsing` is what the lane will read it with: a filter that it knows stays with the turn that has it.
+        """
+        return standalone_question([{"role": role, "content": text} for role, text in self._turns()], parsing)
 
     def history(self) -> tuple[str, ...]:
         """What was said before the last user message, oldest first, each turn with its speaker."""
-        spoken = self._spoken()
-        last = max((index for index, message in enumerate(spoken) if message.role == "user"), default=0)
-        return tuple(f"{message.role}: {message.text()}" for message in spoken[:last])
+        turns = self._turns()
+        last = max((index for index, (role, _) in enumerate(turns) if role == "user"), default=0)
+        return tuple(f"{role}: {text}" for role, text in turns[:last])
 
-    def _spoken(self) -> list[ChatMessage]:
-        # An assistant's tool calls and pictures say nothing that a question could refer to.
-        return [m for m in self.messages if m.role == "user" or (m.role == "assistant" and isinstance(m.content, str))]
+    def _turns(self) -> list[tuple[str, str]]:
+        """Who said what. Raises InvalidInput for a user's parts that are not text."""
+        said = [(m.role, m.text() if m.role == "user" else m.spoken()) for m in self.messages]
+        return [(role, text) for role, text in said if role == "user" or (role == "assistant" and text)]
 
     def refuse_unsupported(self) -> None:
         """Raise InvalidInput for an option that would have to change the answer and can't."""

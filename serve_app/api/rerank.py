@@ -13,7 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from deployments.contracts import Candidate, RerankRequest, Timed, Vector
 from deployments.parsing import clean_question
-from serve_app.api.fanout import all_together, chunks, slowest
+from deployments.together import all_together
+from serve_app.api.fanout import chunks, slowest
 from serve_app.api.limits import check_model, check_texts, deadline_of
 from serve_app.api.observation import begin_trace
 from serve_app.api.services import Services, request_id_of, services_of
@@ -115,12 +116,13 @@ async def rerank(body: RerankBody, request: Request) -> Response:
 
 
 async def _score(query: str, texts: Sequence[str], services: Services, deadline: Deadline, trace: Trace) -> Vector:
-    async def score(chunk: tuple[str, ...]) -> Timed[Vector]:
-        request = RerankRequest(query, tuple(Candidate(text) for text in chunk), priority="bulk")
+    async def score(part: tuple[str, ...]) -> Timed[Vector]:
+        request = RerankRequest(query, tuple(Candidate(text) for text in part), priority="bulk")
         return await services.reranker.rerank(request, deadline.remaining_s())
 
     started = time.perf_counter()
-    scored = await all_together([score(chunk) for chunk in chunks(texts, services.http)])
+    parts = chunks(texts, services.http) if services.rerank_in_parts else [tuple(texts)]
+    scored = await all_together([score(part) for part in parts])
     trace.add("rerank", time.perf_counter() - started, slowest([part.timing for part in scored]))
     return np.concatenate([part.value for part in scored])
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from deployments.contracts import (
     CollectionInfo,
@@ -30,6 +30,19 @@ def _one_or_more(value: Any) -> Any:
 STRING_OR_STRINGS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 
 Strings = Annotated[tuple[str, ...], BeforeValidator(_one_or_more), WithJsonSchema(STRING_OR_STRINGS)]
+
+# As many as OpenAI takes. They travel with the answers of others.
+MAX_STOP_TEXTS = 4
+MAX_STOP_CHARS = 256
+
+
+def _few_and_short(stop: tuple[str, ...]) -> tuple[str, ...]:
+    if len(stop) > MAX_STOP_TEXTS or any(len(text) > MAX_STOP_CHARS for text in stop):
+        raise ValueError(f"send at most {MAX_STOP_TEXTS} texts of {MAX_STOP_CHARS} characters")
+    return stop
+
+
+StopTexts = Annotated[Strings, AfterValidator(_few_and_short)]
 Scalar = str | int | float | bool | None
 
 
@@ -77,7 +90,7 @@ class AnswerBody(Ask):
     max_tokens: int | None = Field(None, ge=1, description="The longest answer, in the generator's tokens.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 always takes the likeliest token.")
     top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens up to this mass.")
-    stop: Strings = Field((), description="Texts that end the answer; they are not part of it.")
+    stop: StopTexts = Field((), description="Texts that end the answer, at most 4; they are not part of it.")
     seed: int | None = Field(None, description="Makes sampling repeatable.")
 
     def options(self) -> GenerationOptions:
@@ -88,11 +101,14 @@ class AnswerBody(Ask):
 class DocumentBody(Section):
     """A text to be indexed."""
 
-    id: str | None = Field(None, description="The same id again replaces the document; made from the text if left out.")
+    id: str | None = Field(
+        None,
+        description="At most 512 characters. The same id again replaces the document; made from the text if left out.",
+    )
     text: str = Field(description="The document's text.")
-    title: str = Field("", description="Shown with its passages.")
-    source: str = Field("", description="Where the text comes from, such as a URL or a path.")
-    metadata: Metadata = Field(default_factory=dict, description="Scalars to filter by.")
+    title: str = Field("", description="Shown with its passages; at most 2048 characters.")
+    source: str = Field("", description="Where the text comes from, such as a URL or a path; at most 4096 characters.")
+    metadata: Metadata = Field(default_factory=dict, description="Scalars to filter by; at most 32 KiB of ASCII JSON.")
 
 
 class DocumentsBody(Section):

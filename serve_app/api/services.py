@@ -25,6 +25,7 @@ class HttpConfig(Section):
     """What the HTTP door lets in. One ingress replica counts for itself."""
 
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Larger request bodies are refused with 413.")
+    body_timeout_s: float = Field(60.0, gt=0, description="A body that takes longer to arrive is answered 408.")
     max_concurrent_requests: int = Field(
         256, ge=1, description="Requests one ingress replica works on at a time; more are refused with 429."
     )
@@ -32,12 +33,16 @@ class HttpConfig(Section):
     max_inputs: int = Field(1024, ge=1, description="Texts in one request for embeddings or reranking.")
     max_text_bytes: int = Field(2**20, ge=1024, description="Longer texts to embed or rerank are refused.")
     chunk_texts: int = Field(
-        256, ge=1, description="More texts than this are embedded or reranked in several messages at the same time."
+        256,
+        ge=1,
+        description="More texts than this are embedded, or reranked by a cross-encoder, in several messages at the "
+        "same time.",
     )
     chunk_bytes: int = Field(
         2**20,
         ge=1024,
-        description="Texts that fill one message to a stage; Ray Serve's messages end at 4 MB by default.",
+        description="Texts that fill one message to a stage; Ray Serve's messages end at 4 MB by default. Sentence "
+        "evidence compares all texts of a request, so they stay in one.",
     )
     max_documents_per_request: int = Field(1000, ge=1, description="Documents in one request for indexing.")
     index_timeout_s: float = Field(300.0, gt=0, description="The deadline of an indexing request that sets none.")
@@ -49,9 +54,11 @@ class HttpConfig(Section):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything behind the routes. `readiness` maps each stage to "ready" or to why it is not.
+    """Everything behind the routes. `readiness` maps each stage to "ready" or to why it is not,
+    within `readiness_timeout_s`.
 
-    `report_stages` watches the stages for some seconds, or reports on all since the start where they are 0. `tally`
+    `report_stages` watches the stages for some seconds, or reports on all since the start where they are 0.
+    `rerank_in_parts` says that the reranker's scores compare across requests, as those of a cross-encoder do. `tally`
     counts what the stages do for requests.
     """
 
@@ -66,6 +73,7 @@ class Services:
     generator_model: str
     embedding_max_tokens: int
     http: HttpConfig
+    rerank_in_parts: bool = False
     tally: LaneTally = field(default_factory=LaneTally)
 
 

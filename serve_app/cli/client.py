@@ -16,7 +16,8 @@ from serve_app.cli.exits import ExitCode, Failure
 CONNECT_TIMEOUT_S = 5.0
 # The server ends requests at their deadline itself; this only catches a server that has stopped answering.
 READ_TIMEOUT_S = 330.0
-READINESS_TIMEOUT_S = 5.0
+# Longer than the server waits for its stages (`http.readiness_timeout_s`), so that it can name the silent one.
+READINESS_TIMEOUT_S = 10.0
 RETRY_FOR_S = 120.0
 MAX_RETRY_DELAY_S = 10.0
 RETRIED_STATUS = (429, 503)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import Any
 
 from deployments.contracts import Document, RejectedDocument
@@ -67,7 +68,10 @@ def ingest(
     batch_size: int = DEFAULT_BATCH_SIZE,
     on_progress: Callable[[IngestReport], None] = lambda _: None,
 ) -> IngestReport:
-    """Index every document that can be; raises Failure if the server can't be worked with at all."""
+    """Index every document that can be; raises Failure if the server can't be worked with at all.
+
+    Whatever ends it early does so at once: requests in flight are left to themselves.
+    """
     report = IngestReport()
     started = time.monotonic()
     pending: set[Future[list[Json]]] = set()
@@ -79,17 +83,12 @@ def ingest(
         report.elapsed_s = time.monotonic() - started
         on_progress(report)
 
-    with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
-        try:
-            for batch in batches(_accepted(items, report), batch_size):
-                if len(pending) == REQUESTS_IN_FLIGHT:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    collect(done)
-                pending.add(pool.submit(_send, client, collection, batch))
-            collect(wait(pending).done)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for batch in batches(_accepted(items, report), batch_size):
+        if len(pending) == REQUESTS_IN_FLIGHT:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            collect(done)
+        pending.add(_in_background(client, collection, batch))
+    collect(wait(pending, return_when=FIRST_EXCEPTION).done)
     return report
 
 
@@ -127,6 +126,20 @@ def _body(document: Document) -> Json:
         "source": document.source,
         "metadata": dict(document.metadata),
     }
+
+
+def _in_background(client: Client, collection: str, batch: list[Json]) -> Future[list[Json]]:
+    """Send the batch from a daemon thread: those of an executor are joined before the command can end."""
+    future: Future[list[Json]] = Future()
+
+    def send() -> None:
+        try:
+            future.set_result(_send(client, collection, batch))
+        except BaseException as error:  # noqa: BLE001 (whoever asks for the result gets it)
+            future.set_exception(error)
+
+    Thread(target=send, daemon=True).start()
+    return future
 
 
 def _send(client: Client, collection: str, batch: list[Json]) -> list[Json]:

@@ -84,11 +84,13 @@ def _check_port(host: str, port: int, use: str, remedy: str) -> None:
 def start_detached(command: Sequence[str], state_file: StateFile, progress: Steps) -> ServerState:
     """Run a server's command in a session of its own and return when it is ready.
 
+    Unless the command says otherwise, the server keeps its state where `state_file` expects it.
     Raises Failure with the end of its log if it ends before.
     """
     with state_file.log_path.open("wb") as log:
         child = subprocess.Popen(
             command,
+            env={**os.environ, "RAGLANE_DATA": str(state_file.data_dir)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

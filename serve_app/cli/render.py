@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# C0, DEL and C1 but for tab and newline. A terminal obeys them: it may be told to change the screen or the clipboard.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class PlainConsole(Console):
+    """A console for text of others: control characters in it are printed as U+FFFD. Styles are as usual."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=_CONTROL.sub("\ufffd", segment.text))
+
+
+# What is printed is mostly the user's own text: `:key:` and `[bold]` in it mean nothing.
+out = PlainConsole(markup=False, emoji=False, highlight=False, soft_wrap=True)
+err = PlainConsole(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 EXCERPT_CHARS = 160
 MAX_REJECTED_SHOWN = 20
@@ -54,7 +69,9 @@ class Steps:
 
 
 def print_json(value: Any) -> None:
-    out.print(json.dumps(value, ensure_ascii=False), markup=False)
+    """Print one line of JSON; control characters of all kinds are escaped in it."""
+    text = json.dumps(value, ensure_ascii=False)
+    out.print(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def print_error(message: str, remedy: str = "") -> None:

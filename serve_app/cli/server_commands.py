@@ -69,7 +69,7 @@ def up_command(
     check_before_start(plan.state_file, plan.host, plan.port, os.environ)
     if detach:
         with Steps("starting") as progress:
-            start_detached(_foreground_command(plan, config), plan.state_file, progress)
+            start_detached(_foreground_command(plan, config, data), plan.state_file, progress)
         first_steps(plan.url, ask, ingest_if_empty, collection)
         out.print(f"raglane is ready at {plan.url}; `raglane down{_data_argument(data)}` stops it")
         return
@@ -100,22 +100,14 @@ def _plan(
     return ServerPlan(document, profile if config is None else str(path), StateFile(directory), verbose)
 
 
-def _foreground_command(plan: ServerPlan, config: Path | None) -> list[str]:
-    """The `raglane up` that serves this plan in the foreground."""
+def _foreground_command(plan: ServerPlan, config: Path | None, data: Path | None) -> list[str]:
+    """The `raglane up` that serves this plan in the foreground, started with the plan's data directory."""
     source = ["--config", str(config)] if config is not None else ["--profile", plan.profile]
     address = ["--host", plan.host, "--port", str(plan.port)]
+    # Not where the user did not: it would move the store of a file of the user's own.
+    directory = ["--data", str(plan.state_file.data_dir)] if data is not None else []
     verbose = ["--verbose"] if plan.verbose else []
-    return [
-        sys.executable,
-        "-m",
-        "serve_app.cli.main",
-        "up",
-        *source,
-        *address,
-        "--data",
-        str(plan.state_file.data_dir),
-        *verbose,
-    ]
+    return [sys.executable, "-m", "serve_app.cli.main", "up", *source, *address, *directory, *verbose]
 
 
 def _data_argument(data: Path | None) -> str:
@@ -135,22 +127,29 @@ def down_command(
 
 
 def status_command(data: DataOption = None, url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Say whether a server runs, where, for how long, what is ready, and what it holds."""
-    status, code = _status(data_dir(data), url)
+    """Say whether a server runs, where, for how long, what is ready, and what it holds.
+
+    With --data alone it is the server of that directory, and no other.
+    """
+    status, code = _status(data, url)
     if as_json:
         print_json(status)
     elif code is ExitCode.SERVER_STATE:
-        print_note(f"no server is running ({status['url']} does not answer). Start one with `raglane up`.")
+        why = f"{status['url']} does not answer" if status["url"] else f"none has its state in {data_dir(data)}"
+        print_note(f"no server is running ({why}). Start one with `raglane up{_data_argument(data)}`.")
     else:
         print_status(status)
     if code:
         raise typer.Exit(code)
 
 
-def _status(directory: Path, url: str | None) -> tuple[Json, ExitCode]:
-    state = None if url else StateFile(directory).read_running()
+def _status(data: Path | None, url: str | None) -> tuple[Json, ExitCode]:
+    status: dict[str, Any] = {"state": "not running", "url": None, "stages": {}, "collections": []}
+    state = None if url else StateFile(data_dir(data)).read_running()
+    if state is None and data is not None and not url:
+        return status, ExitCode.SERVER_STATE
     with Client(state.url if state else server_url(url)) as client:
-        status: dict[str, Any] = {"state": "not running", "url": client.url, "stages": {}, "collections": []}
+        status["url"] = client.url
         is_ready, status["stages"] = client.readiness()
         if state is not None:
             status |= {"pid": state.server.pid, "profile": state.profile, "version": state.version}

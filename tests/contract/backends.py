@@ -38,6 +38,7 @@ from tests.fakes import FakeEmbedder, FakeGenerator, FakeIndexer, FakeReranker, 
 from tests.handles import LocalHandle
 
 BUDGET_S = 60.0
+NEVER_S = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,9 @@ def real_backend(embedder: Embedder, config: EmbedderConfig, folder: Path) -> Ba
     """The stages of the local profile around an embedder that runs already; their data lies in `folder`."""
     store, hop, handle = StoreConfig(uri=str(folder)), HopConfig(), LocalHandle(embedder)
     generator = LocalHandle(Generator(GeneratorConfig(), store, handle))
-    # Small chunks, so that documents of a few sentences have several.
-    indexing = IndexerConfig(chunking=ChunkingConfig(chunk_tokens=48))
+    # Small chunks, so that documents of a few sentences have several. Maintenance would change scores, versions and
+    # rows in the middle of a test that takes longer than usual.
+    indexing = IndexerConfig(chunking=ChunkingConfig(chunk_tokens=48), maintain_after_s=NEVER_S)
     return Backend(
         embedder=RemoteEmbedder(handle),
         retriever=RemoteRetriever(LocalHandle(Retriever(RetrieverConfig(), store)), hop),

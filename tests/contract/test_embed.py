@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from deployments.contracts import EmbedRequest, Embeds, Vector
 from deployments.embedder import Embedder, EmbedderConfig
-from deployments.errors import DeadlineExceeded, InputTooLong
+from deployments.errors import DeadlineExceeded, InputTooLong, StageUnavailable
 from deployments.models import model_location
 from deployments.remote import RemoteEmbedder
 from tests import fakes
@@ -42,6 +43,8 @@ ODD_TEXTS = (
     "x" * 20_000,
     "[SEP] [CLS] </s> <|endoftext|>",
 )
+# To a tokenizer that makes one token of a long word, and none of a blank, these begin with few tokens.
+SPARSE_TEXTS = (f"{'x' * 200} " * 300, " " * 20_000 + TEXTS[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +72,16 @@ class Case:
 MIN_COSINE = {"float32": 1 - 1e-5, "bfloat16": 0.999, "auto": 0.999}
 
 
-def real_case(embedder: Embedder, config: EmbedderConfig, prompts: tuple[str, str] = ("", "")) -> Case:
+@cache
+def reference_of(model: str) -> Any:
+    """sentence-transformers' own model in float32. Loading it takes longer than most tests here."""
     from sentence_transformers import SentenceTransformer
 
-    reference = SentenceTransformer(model_location(config.model), device="cpu")
-    reference.float()
+    return SentenceTransformer(model_location(model), device="cpu").float()
+
+
+def real_case(embedder: Embedder, config: EmbedderConfig, prompts: tuple[str, str] = ("", "")) -> Case:
+    reference = reference_of(config.model)
     limit = reference.max_seq_length
     assert limit is not None
 
@@ -185,6 +193,12 @@ async def test_a_text_that_is_too_long_is_refused_with_both_lengths_where_it_may
     case.assert_near(await neighbour, await case.embed(TEXTS[0]))
 
 
+async def test_a_text_of_long_words_that_is_too_long_is_refused_where_it_may_not_be_cut(case: Case) -> None:
+    text = f"{'x' * 200} " * (case.max_tokens + 50)
+    with pytest.raises(InputTooLong):
+        await case.embedder.embed(EmbedRequest((text,), truncate=False), BUDGET_S)
+
+
 async def test_a_text_of_exactly_the_limit_is_not_refused(case: Case) -> None:
     words = case.max_tokens - case.count_tokens(case.prompts[0] + "a") + 1
     text = " ".join(["a"] * words)
@@ -198,6 +212,21 @@ async def test_without_time_left_nothing_is_embedded(case: Case) -> None:
         await case.embedder.embed(EmbedRequest(TEXTS), 0.0)
 
 
+async def test_only_who_wants_this_model_or_any_is_answered(tiny: Embedder, tiny_config: EmbedderConfig) -> None:
+    handle = LocalHandle(tiny)
+    right, any_model = RemoteEmbedder(handle, model=tiny_config.model), RemoteEmbedder(handle)
+    wrong = RemoteEmbedder(handle, model="another-model")
+    assert await right.describe() == await any_model.describe()
+    vectors = [(await caller.embed(EmbedRequest(TEXTS), BUDGET_S)).value.vectors for caller in (right, any_model)]
+    assert vectors[0] == pytest.approx(vectors[1], abs=1e-5)
+    with pytest.raises(StageUnavailable, match="another model"):
+        await wrong.describe()
+    with pytest.raises(StageUnavailable, match="another model"):
+        await wrong.embed(EmbedRequest(TEXTS), BUDGET_S)
+    with pytest.raises(StageUnavailable, match="another model"):
+        await any_model.embed(EmbedRequest(TEXTS, model="another-model"), BUDGET_S)
+
+
 async def test_bulk_work_has_the_same_vectors(case: Case) -> None:
     bulk = await case.embedder.embed(EmbedRequest(TEXTS, priority="bulk"), BUDGET_S)
     case.assert_near(bulk.value.vectors, await case.embed(*TEXTS))
@@ -207,7 +236,7 @@ async def test_bulk_work_has_the_same_vectors(case: Case) -> None:
     "case", ["minilm", "minilm-bfloat16", "minilm-openvino", "tiny", "tiny-openvino"], indirect=True
 )
 async def test_both_roles_agree_with_the_reference_library(case: Case) -> None:
-    texts = [text for text in TEXTS + ODD_TEXTS if text.strip()] + ["word " * (case.max_tokens + 50)]
+    texts = [text for text in TEXTS + ODD_TEXTS + SPARSE_TEXTS if text.strip()] + ["word " * (case.max_tokens + 50)]
     roles: tuple[Role, Role] = ("query", "passage")
     for role, prompt in zip(roles, case.prompts, strict=True):
         expected = case.reference.encode(

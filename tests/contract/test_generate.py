@@ -114,6 +114,16 @@ async def test_an_answer_within_max_tokens_is_not_cut(generator: Generates) -> N
     assert (text, last.finish_reason) == (whole, "stop")
 
 
+@pytest.mark.parametrize("stop", [("sea are",), ("never there", "moon. [", "are made"), ("never there",)])
+async def test_an_answer_ends_before_the_first_of_its_stop_texts(generator: Generates, stop: tuple[str, ...]) -> None:
+    whole, _ = await answered(generator, asking(TIDES))
+    text, last = await answered(generator, asking(TIDES, options=GenerationOptions(stop=stop)))
+    end = min((whole.index(one) for one in stop if one in whole), default=len(whole))
+    assert text.rstrip() == whole[:end].rstrip()
+    assert (end < len(whole)) == ("never there" not in stop or len(stop) > 1)
+    assert last.finish_reason == "stop"
+
+
 async def test_without_time_left_nothing_is_generated(generator: Generates) -> None:
     with pytest.raises(DeadlineExceeded):
         await answered(generator, asking(TIDES, budget_s=0.0))
@@ -240,13 +250,13 @@ async def test_an_engine_named_by_its_import_path_stops_when_its_answer_is_close
     assert [await anext(events) for _ in range(3)] == [Delta("word ")] * 3
     await events.aclose()
     del events
-    await asyncio.wait_for(EndlessAnswerer.stopped.wait(), 10)
+    await asyncio.wait_for(EndlessAnswerer.stopped.wait(), 60)
 
 
 async def test_an_engine_that_talks_on_is_stopped_when_the_budget_is_spent(endless: RemoteGenerator) -> None:
     with pytest.raises(DeadlineExceeded):
         await answered(endless, asking(TIDES, budget_s=0.05))
-    await asyncio.wait_for(EndlessAnswerer.stopped.wait(), 10)
+    await asyncio.wait_for(EndlessAnswerer.stopped.wait(), 60)
 
 
 async def test_coalesced_answers_keep_their_own_budget_and_their_own_error(minilm: Embedder, tmp_path: Path) -> None:

@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 
-from deployments.contracts import Document, EmbeddingModel
+from deployments.contracts import (
+    Call,
+    Document,
+    EmbeddingModel,
+    Embeddings,
+    EmbedRequest,
+    Outcome,
+    SearchRequest,
+)
 from deployments.embedder import Embedder, EmbedderConfig
-from deployments.errors import AlreadyExists, IndexMismatch, InvalidInput, NotFound
+from deployments.errors import AlreadyExists, IndexMismatch, InvalidInput, NotFound, StageUnavailable
 from deployments.indexer import Indexer, IndexerConfig
 from deployments.remote import RemoteIndexer
 from deployments.store import StoreConfig
@@ -226,8 +236,8 @@ async def test_a_collection_made_with_another_model_takes_no_documents(
 
         embed = tiny.embed
 
-        async def describe(self) -> EmbeddingModel:
-            return replace(await tiny.describe(), name="another-model")
+        async def describe(self, model: str) -> EmbeddingModel:
+            return replace(await tiny.describe(model), name="another-model")
 
     store, folder = StoreConfig(uri=str(tmp_path)), tiny_config.model
     await real.fill("docs", Document("a", "Some text."))
@@ -235,6 +245,74 @@ async def test_a_collection_made_with_another_model_takes_no_documents(
     with pytest.raises(IndexMismatch, match="another-model"):
         await other.index("docs", [Document("b", "Other text.")], BUDGET_S)
     assert set(await texts_in(real)) == {"a"}
+
+
+async def test_documents_are_embedded_by_the_configured_model_alone_while_the_embedder_changes(
+    tiny: Embedder, tiny_config: EmbedderConfig, real: Backend, tmp_path: Path
+) -> None:
+    other = EmbedderConfig(engine="tests.engines:WordHashEncoder", model="other")
+    rolling = LocalHandle(Rolling(Embedder(other), tiny))
+    store, config = StoreConfig(uri=str(tmp_path)), IndexerConfig()
+    indexer = RemoteIndexer(LocalHandle(Indexer(config, store, tiny_config.model, rolling)))
+    with pytest.raises(StageUnavailable):
+        await indexer.create_collection("docs")
+    made = await indexer.create_collection("docs")
+    assert made.embedding_model == (await tiny.describe()).name
+    assert (await indexer.index("docs", [Document("a", "Some text.")], BUDGET_S)).indexed == ("a",)
+    vector = (await real.embed("Some text."))[0]
+    (passage,) = await real.search(SearchRequest("docs", 1, vector=vector))
+    assert passage.score == pytest.approx(1.0, abs=1e-4)
+
+
+async def test_an_indexer_whose_model_has_gone_writes_nothing(tiny: Embedder, real: Backend, tmp_path: Path) -> None:
+    other = EmbedderConfig(engine="tests.engines:WordHashEncoder")
+    replicas = Rolling(Embedder(other), tiny, tiny)
+    store = StoreConfig(uri=str(tmp_path))
+    indexer = RemoteIndexer(LocalHandle(Indexer(IndexerConfig(), store, other.model, LocalHandle(replicas))))
+    with pytest.raises(StageUnavailable):
+        await indexer.index("docs", [Document("a", "Some text.")], BUDGET_S)
+    assert await real.indexer.list_collections() == []
+
+
+class Rolling:
+    """Replicas of an embedder in the middle of an update; each call goes to the next one in turn."""
+
+    def __init__(self, *replicas: Embedder) -> None:
+        self._replicas = cycle(replicas)
+
+    async def describe(self, model: str) -> EmbeddingModel:
+        return await next(self._replicas).describe(model)
+
+    async def embed(self, calls: Sequence[Call[EmbedRequest]]) -> list[Outcome[Embeddings]]:
+        return await next(self._replicas).embed(calls)
+
+
+async def test_a_short_document_is_embedded_in_one_request(
+    tiny: Embedder, tiny_config: EmbedderConfig, real: Backend, tmp_path: Path
+) -> None:
+    class Counting:
+        """The embedder, which remembers the texts of each request."""
+
+        def __init__(self) -> None:
+            self.describe = tiny.describe
+            self.requests: list[tuple[str, ...]] = []
+
+        async def embed(self, calls: Sequence[Call[EmbedRequest]]) -> list[Outcome[Embeddings]]:
+            self.requests += [call.request.texts for call in calls]
+            return await tiny.embed(calls)
+
+    first, second = "The moon pulls the tides of the sea.", "It does so twice on each and every day."
+    counting = Counting()
+    indexer = Indexer(IndexerConfig(), StoreConfig(uri=str(tmp_path)), tiny_config.model, LocalHandle(counting))
+    report = await indexer.index("docs", [Document("a", f"{first} {second}", "The sea")], BUDGET_S)
+    (texts,) = counting.requests
+    assert (report.num_chunks, report.num_sentences) == (1, 2)
+    assert texts[1:] == (first, second, "The sea")
+    alone = [await real.embedder.embed(EmbedRequest((text,), "passage"), BUDGET_S) for text in texts]
+    assert report.num_tokens == sum(embedded.value.num_tokens for embedded in alone)
+    vector = (await real.embed(texts[0]))[0]
+    (passage,) = await real.search(SearchRequest("docs", 1, vector=vector))
+    assert passage.score == pytest.approx(1.0, abs=1e-4)
 
 
 async def test_a_store_outlives_its_stages(

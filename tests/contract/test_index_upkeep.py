@@ -19,10 +19,9 @@ from deployments.indexes import TextIndexConfig
 from deployments.remote import RemoteRetriever
 from deployments.retriever import Retriever, RetrieverConfig
 from deployments.store import StoreConfig
-from tests.contract.backends import BUDGET_S, Backend
+from tests.contract.backends import BUDGET_S, NEVER_S, Backend
 from tests.handles import LocalHandle
 
-NEVER_S = 1e6
 ALL_COVERED = {"document_id": 1.0, "id": 1.0, "text": 1.0}
 
 MakeIndexer = Callable[..., Indexer]
@@ -130,17 +129,58 @@ async def test_too_large_an_uncovered_share_is_indexed_at_once(make_indexer: Mak
     assert (await coverage_of(indexer))["text"] == 0.5
 
 
-async def test_a_restarted_indexer_covers_what_its_predecessor_left(make_indexer: MakeIndexer) -> None:
+@pytest.mark.parametrize("asked", ["describe", "coverage"])
+async def test_a_restarted_indexer_covers_what_its_predecessor_left(make_indexer: MakeIndexer, asked: str) -> None:
     before = make_indexer()
     await before.index("docs", documents(10), BUDGET_S)
     await before.close()
     after = make_indexer()
-    await after.describe()
+    await getattr(after, asked)()
+
+    async def covered() -> bool:
+        (info,) = await after.list_collections()
+        return info.index_coverage == ALL_COVERED
+
+    await until(covered)
+
+
+async def test_a_restarted_indexer_that_is_asked_again_and_again_catches_up_once(
+    make_indexer: MakeIndexer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_indexer().index("docs", documents(10), BUDGET_S)
+    optimized = 0
+    optimize = lancedb.AsyncTable.optimize
+
+    async def counted(table: Any, **options: Any) -> Any:
+        nonlocal optimized
+        optimized += 1
+        return await optimize(table, **options)
+
+    monkeypatch.setattr(lancedb.AsyncTable, "optimize", counted)
+    after = make_indexer()
+    await asyncio.gather(*(after.coverage() for _ in range(5)), after.describe())
 
     async def covered() -> bool:
         return await coverage_of(after) == ALL_COVERED
 
     await until(covered)
+    await after.coverage()
+    await after.close()
+    assert optimized == 1
+
+
+async def test_a_restarted_indexer_catches_up_although_it_has_no_embedder(
+    make_indexer: MakeIndexer, tiny_config: EmbedderConfig, tmp_path: Path
+) -> None:
+    await make_indexer().index("docs", documents(10), BUDGET_S)
+    config = IndexerConfig(maintain_after_s=NEVER_S)
+    after = Indexer(config, StoreConfig(uri=str(tmp_path)), tiny_config.model, LocalHandle(object()))
+
+    async def covered() -> bool:
+        return await coverage_of(after) == ALL_COVERED
+
+    await until(covered)
+    await after.close()
 
 
 async def test_a_restarted_indexer_brings_a_collection_from_before_text_search_up_to_date(
@@ -264,6 +304,39 @@ async def test_a_closed_indexer_has_ended_what_it_began(make_indexer: MakeIndexe
     await asyncio.sleep(0.05)
     assert await indexer.coverage() == before
     assert (await indexer.list_collections())[0].num_documents == 10
+
+
+async def test_serve_may_stop_an_indexer_only_when_what_it_began_has_ended(
+    make_indexer: MakeIndexer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, goes_on = asyncio.Event(), asyncio.Event()
+    optimize = lancedb.AsyncTable.optimize
+
+    async def held_up(table: Any, **options: Any) -> Any:
+        began.set()
+        await goes_on.wait()
+        return await optimize(table, **options)
+
+    monkeypatch.setattr(lancedb.AsyncTable, "optimize", held_up)
+    indexer = make_indexer(commits_per_optimize=1)
+    await indexer.index("docs", documents(10), BUDGET_S)
+    await began.wait()
+    # It waits for the maintenance, and its client leaves.
+    writing = asyncio.ensure_future(indexer.delete_document("docs", "d0003"))
+    await asyncio.sleep(0)
+    writing.cancel()
+    # What Serve awaits before it kills the replica.
+    stopping = asyncio.ensure_future(indexer.__del__())
+    await asyncio.wait([writing])
+    assert not stopping.done()
+    goes_on.set()
+    await stopping
+    assert await coverage_of(indexer) == ALL_COVERED
+    assert (await indexer.list_collections())[0].num_documents == 9
+
+
+async def test_an_indexer_that_could_not_be_made_may_be_stopped() -> None:
+    await Indexer.__new__(Indexer).__del__()
 
 
 async def test_searches_are_right_while_documents_are_written_and_indexes_are_kept(

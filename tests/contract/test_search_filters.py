@@ -10,6 +10,7 @@ import pytest
 
 from deployments.contracts import Document, SearchRequest, Vector
 from deployments.errors import InvalidInput
+from deployments.parsing import parse_question
 from tests.contract.backends import Backend
 
 BOOKS = (
@@ -102,6 +103,25 @@ async def test_a_filter_keeps_exactly_the_documents_that_meet_it(
     assert await ids_of(library, wanted) == expected
 
 
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("date:2020", {"2020", "2020-05-01", "2020-12-31T23:59"}),
+        ("date:2020-05", {"2020-05-01"}),
+        ("date:2020-12", {"2020-12-31T23:59"}),
+        ("date:>2020", {"2021-01-01"}),
+        ("date:<=2020", {"2019-12-31", "2020", "2020-05-01", "2020-12-31T23:59"}),
+        ("date:2019..2020-05", {"2019-12-31", "2020", "2020-05-01"}),
+    ],
+)
+async def test_a_year_or_month_written_as_a_date_means_all_its_days(
+    stages: Backend, written: str, expected: set[str]
+) -> None:
+    dates = ("2019-12-31", "2020", "2020-05-01", "2020-12-31T23:59", "2021-01-01")
+    await stages.fill("docs", *[Document(date, "Bees make honey.", metadata={"date": date}) for date in dates])
+    assert await ids_of(stages, parse_question(f"honey {written}").filter) == expected
+
+
 async def test_a_filtered_search_still_finds_k(stages: Backend) -> None:
     near = [Document(f"near{number}", "What do the tides do?") for number in range(20)]
     far = [Document(f"far{number}", "Bees make honey.", metadata={"wanted": True}) for number in range(5)]
@@ -170,6 +190,74 @@ async def test_a_filtered_text_search_still_finds_k(stages: Backend) -> None:
     await stages.fill("docs", *near, *far)
     found = await stages.search(SearchRequest("docs", 5, "text", text="tides", filter={"wanted": True}))
     assert {passage.document_id for passage in found} == {document.id for document in far}
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("document_id", [f"d{number}" for number in range(1000)]),
+        ("name", [f"name {number}" for number in range(1000)]),
+        ("number", list(range(1000))),
+        ("number", [*range(500), *(number + 0.5 for number in range(500))]),
+        ("number", [*range(500), *map(str, range(499)), True]),
+    ],
+    ids=["column", "texts", "whole numbers", "fractions", "every kind"],
+)
+async def test_a_list_may_have_a_thousand_values(stages: Backend, field: str, values: list[Any]) -> None:
+    numbers = (7, 499, 1000)
+    documents = (Document(f"d{n}", "A text.", metadata={"number": n, "name": f"name {n}"}) for n in numbers)
+    await stages.fill("docs", *documents)
+    assert await ids_of(stages, {field: values}) == {"d7", "d499"}
+
+
+LARGE = 1234567890123456789
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (LARGE, {"large"}),
+        ([LARGE, 7], {"large", "small"}),
+        ([LARGE + 1, -LARGE], {"larger", "negative"}),
+        ({"ne": LARGE}, {"larger", "negative", "small", "fraction", "edge", "largest"}),
+        ({"gt": LARGE}, {"larger", "largest"}),
+        ({"gte": LARGE, "lte": LARGE}, {"large"}),
+        ({"lt": LARGE + 1}, {"large", "negative", "small", "fraction", "edge"}),
+        ({"lt": -LARGE + 1}, {"negative"}),
+        (2**53, set()),
+        (2**53 + 1, {"edge"}),
+        ({"lte": 2**53}, {"negative", "small", "fraction"}),
+        (2**63 - 1, {"largest"}),
+        (2**63, set()),
+        ({"gte": -(2**63)}, {"large", "larger", "negative", "small", "fraction", "edge", "largest"}),
+        ({"gt": 2**64}, set()),
+    ],
+    # A set's words come in another order in every process, and a test keeps its name.
+    ids=lambda value: "" if isinstance(value, set) else repr(value),
+)
+async def test_whole_numbers_are_compared_to_the_last_digit(stages: Backend, wanted: Any, expected: set[str]) -> None:
+    values = {
+        "large": LARGE,
+        "larger": LARGE + 1,
+        "negative": -LARGE,
+        "small": 7,
+        "fraction": 7.5,
+        "edge": 2**53 + 1,
+        "largest": 2**63 - 1,
+    }
+    await stages.fill("docs", *(Document(name, f"Text {name}.", metadata={"v": v}) for name, v in values.items()))
+    assert await ids_of(stages, {"v": wanted}) == expected
+
+
+async def test_large_whole_numbers_are_compared_with_floats_as_floats(real: Backend) -> None:
+    values = {"float": float(LARGE), "text": str(LARGE), "whole": LARGE, "unsigned": 2**64 - 1, "beyond": 1e30}
+    await real.fill("docs", *(Document(name, f"Text {name}.", metadata={"v": v}) for name, v in values.items()))
+    assert await ids_of(real, {"v": LARGE}) == {"float", "whole"}
+    assert await ids_of(real, {"v": [LARGE]}) == {"float", "whole"}
+    assert await ids_of(real, {"v": float(LARGE)}) == {"float", "whole"}
+    assert await ids_of(real, {"v": {"gt": LARGE}}) == {"unsigned", "beyond"}
+    assert await ids_of(real, {"v": 2**64 - 1}) == {"unsigned"}
+    assert await ids_of(real, {"v": 10**30}) == {"beyond"}
 
 
 async def test_a_field_may_hold_values_of_every_kind(real: Backend) -> None:

@@ -76,7 +76,7 @@ def test_ctrl_c_stops_everything_that_up_has_started(raglane: CommandLine) -> No
     server = raglane.start_in_foreground()
     _, processes = raglane.recorded()
     os.killpg(server.pid, signal.SIGINT)
-    output, _ = server.communicate(timeout=60)
+    output, _ = server.communicate(timeout=300)
     assert server.returncode == 0, output
     assert output.strip().endswith("stopped")
     assert_nothing_is_left(raglane, processes)
@@ -86,7 +86,7 @@ def test_what_a_killed_server_leaves_is_named_by_up_and_stopped_by_down(raglane:
     server = raglane.start_in_foreground()
     state, processes = raglane.recorded()
     server.kill()
-    server.communicate(timeout=60)
+    server.communicate(timeout=300)
 
     up = raglane.run(*raglane.up(*raglane.config("app")))
     assert up.returncode == 3

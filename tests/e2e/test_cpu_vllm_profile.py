@@ -18,6 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.generator import FALLBACK
 from tests.command_line import CommandLine, command_line
+from tests.processes import VLLM_ENGINE, descendants
+from tests.serving import patient
 from tests.sse import events_of
 from tests.tiny_llm import make_tiny_llm
 
@@ -45,11 +47,13 @@ def raglane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     folder = tmp_path_factory.mktemp("vllm")
     document = yaml.safe_load(PROFILE.read_text())
     model = {"model_id": "tiny", "model_source": str(make_tiny_llm(folder / "model"))}
-    arguments = document["applications"][0]["args"]
+    arguments = document["applications"][0]["args"] = patient(document["applications"][0]["args"])
     arguments["generator"]["vllm"] |= model | {"runtime_env": {"env_vars": {"HF_HUB_OFFLINE": "1"}}}
     arguments["generator"]["vllm"]["engine_kwargs"]["max_model_len"] = CONTEXT_TOKENS
     arguments["lane"]["parsing"] = {"question_max_chars": 400_000}
     arguments["lane"]["llm_rewriting"] = {"enabled": True}
+    # As much as there is: a fifth of what is left.
+    arguments["lane"]["fallback_reserve_s"] = 60
     config = folder / "cpu-vllm.yaml"
     config.write_text(yaml.safe_dump(document))
     with command_line(folder) as raglane:
@@ -204,8 +208,7 @@ def engine_process(raglane: CommandLine) -> psutil.Process:
     """vLLM's own process, found among those of this server alone."""
     state = raglane.state_file.read()
     assert state is not None
-    family = psutil.Process(state.server.pid).children(recursive=True)
-    (engine,) = [process for process in family if "VLLM::EngineCore" in " ".join(process.cmdline())]
+    (engine,) = descendants(psutil.Process(state.server.pid), VLLM_ENGINE)
     return engine
 
 

@@ -65,7 +65,7 @@ def test_the_commands_of_the_readme_work(raglane: CommandLine, block: str) -> No
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert (ran.stdout + ran.stderr).strip()

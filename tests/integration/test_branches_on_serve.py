@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serving import StartApp
+from tests.serving import StartApp, until_covered
 
 CONFIG: dict[str, Any] = {
     "embedder": {"engine": "tests.engines:WordHashEncoder"},
@@ -42,8 +42,10 @@ def start(start_app: StartApp) -> Callable[..., str]:
     def start(**options: Any) -> str:
         return start_app(CONFIG | {"lane": LANE | options})
 
-    taken = httpx.post(f"{start()}/v1/documents", json={"documents": DOCUMENTS}, timeout=60)
+    url = start()
+    taken = httpx.post(f"{url}/v1/documents", json={"documents": DOCUMENTS}, timeout=60)
     assert len(taken.json()["indexed"]) == len(DOCUMENTS)
+    until_covered(url, "notes")
     return start
 
 

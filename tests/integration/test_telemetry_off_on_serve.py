@@ -35,7 +35,7 @@ def test_there_is_no_latency_report_and_the_error_says_why(url: str) -> None:
 def test_nothing_of_raglane_is_among_the_metrics_of_ray(url: str) -> None:
     (node,) = ray.nodes()
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    for _ in range(100):
+    for _ in range(300):
         page = httpx.get(address, timeout=30).text
         # Serve's own come with the requests; a replica's would have come when it started.
         if "ray_serve_deployment_processing_latency_ms" in page:

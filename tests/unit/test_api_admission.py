@@ -55,7 +55,7 @@ async def test_a_full_room_refuses_at_the_door_and_says_when_to_come_back(
     assert (await client.post("/v1/embeddings", json={"input": "x"})).json()["error"]["type"] == "rate_limit_error"
     for request in inside:
         request.hang_up()
-        await asyncio.wait_for(request.served, 5)
+        await asyncio.wait_for(request.served, 60)
 
 
 async def test_room_comes_back_when_requests_end_however_they_end(
@@ -64,7 +64,7 @@ async def test_room_comes_back_when_requests_end_however_they_end(
     inside = await fill_the_room(api, fakes)
     for request in inside:
         request.hang_up()
-        await asyncio.wait_for(request.served, 5)
+        await asyncio.wait_for(request.served, 60)
     fakes.generator.faults.delay_s = 0
     fakes.embedder.faults.error = ValueError("unforeseen")
     for _ in range(5):
@@ -80,7 +80,7 @@ async def test_health_is_answered_in_a_full_room(api: FastAPI, fakes: FakeServic
     assert (await client.get("/health/ready")).status_code == 200
     for request in inside:
         request.hang_up()
-        await asyncio.wait_for(request.served, 5)
+        await asyncio.wait_for(request.served, 60)
 
 
 async def test_a_body_of_declared_size_is_refused_by_it(client: httpx.AsyncClient) -> None:
@@ -138,6 +138,17 @@ async def test_a_client_that_leaves_while_a_stage_works_cancels_that_stage(api: 
     )
     await fakes.generator.begun.wait()
     request.hang_up()
-    await asyncio.wait_for(request.served, 5)
+    await asyncio.wait_for(request.served, 60)
     assert fakes.generator.num_running == 0
     assert request.sent.empty()
+
+
+@pytest.mark.virtual_time
+async def test_a_body_that_does_not_come_gives_its_place_up(fakes: FakeServices, api: FastAPI) -> None:
+    waiting = [RawRequest(api, "/v1/search", {"query": "moon"}, more_body=True) for _ in range(2)]
+    for request in waiting:
+        await request.served
+        assert (await request.sent.get())["status"] == 408
+        assert b"the body has not come within 60 s" in (await request.sent.get())["body"]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://raglane") as client:
+        assert (await client.post("/v1/search", json={"query": "moon", "collection": "docs"})).status_code == 200

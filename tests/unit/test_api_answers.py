@@ -118,7 +118,7 @@ async def test_a_client_that_leaves_stops_the_generator(fakes: FakeServices, str
     await fakes.generator.begun.wait()
     assert fakes.generator.num_running == 1
     request.hang_up()
-    await asyncio.wait_for(request.served, 5)
+    await asyncio.wait_for(request.served, 60)
     assert fakes.generator.num_running == 0
 
 
@@ -132,7 +132,7 @@ async def test_a_client_that_leaves_between_two_tokens_stops_the_generator(fakes
     await fakes.generator.begun.wait()
     assert fakes.generator.num_running == 1
     request.hang_up()
-    await asyncio.wait_for(request.served, 5)
+    await asyncio.wait_for(request.served, 60)
     assert fakes.generator.num_running == 0
 
 
@@ -174,6 +174,8 @@ async def test_several_stop_texts_are_taken_as_a_list(fakes: FakeServices, clien
         ({"k": 1001}, 400, "at most 1000"),
         ({"timeout_s": 0}, 422, "timeout_s: "),
         ({"temperature": -1}, 422, "temperature: "),
+        ({"stop": list("abcde")}, 422, "stop: send at most 4 texts of 256 characters"),
+        ({"stop": "a" * 257}, 422, "stop: send at most 4 texts of 256 characters"),
         ({"questoin": "x"}, 422, "did you mean 'question'"),
         ({"filter": "year"}, 422, "filter: "),
     ],

@@ -18,6 +18,7 @@ from deployments.errors import (
     StageUnavailable,
 )
 from serve_app.api.errors import STATUS_TABLE, failure_of
+from serve_app.api.services import HttpConfig
 from tests.api import FakeServices
 
 
@@ -47,17 +48,21 @@ def test_no_two_errors_share_a_name() -> None:
     [
         (Overloaded("full", 4.2), 429, "5"),
         (Overloaded("full", 0.0), 429, "1"),
-        (StageUnavailable("the stage is starting"), 503, "1"),
-        (EngineDead("the engine is gone"), 503, "1"),
+        (Overloaded("full"), 429, "3"),
+        (StageUnavailable("the stage is starting"), 503, "3"),
+        (EngineDead("the engine is gone"), 503, "3"),
         (EngineFailed("failed"), 500, None),
         (IndexMismatch("ingest again"), 409, None),
     ],
 )
 async def test_only_what_may_pass_tells_when_to_come_back(
-    fakes: FakeServices, client: httpx.AsyncClient, error: RaglaneError, status: int, retry_after: str | None
+    error: RaglaneError, status: int, retry_after: str | None
 ) -> None:
+    fakes = FakeServices(HttpConfig(retry_after_s=3))
+    await fakes.fill()
     fakes.retriever.faults.error = error
-    response = await client.post("/v1/search", json={"query": "moon"})
+    async with fakes.client() as client:
+        response = await client.post("/v1/search", json={"query": "moon"})
     assert response.status_code == status
     assert response.headers.get("retry-after") == retry_after
     assert response.json()["error"]["message"] == error.message
@@ -148,3 +153,29 @@ async def test_an_unknown_path_and_a_wrong_method_are_answered_in_the_same_shape
     assert wrong.status_code == 405
     assert wrong.headers["allow"] == "POST"
     assert wrong.json()["error"]["type"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/documents", {"documents": [1] * 2000}),
+        ("/v1/rerank", {"query": "moon", "documents": [None] * 2000}),
+        ("/v1/embeddings", {"input": [None] * 2000}),
+        ("/v1/chat/completions", {"model": "raglane", "messages": [{}] * 2000}),
+    ],
+)
+async def test_a_list_that_no_request_may_have_is_refused_before_its_items_are_looked_at(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> None:
+    response = await client.post(path, json=body)
+    assert response.status_code == 413
+    assert "has 2000 items; send at most 1024 at a time" in response.json()["error"]["message"]
+
+
+async def test_a_chat_may_be_longer_than_a_list_of_texts() -> None:
+    fakes = FakeServices(HttpConfig(max_inputs=2, max_documents_per_request=2))
+    await fakes.fill()
+    turns = [{"role": role, "content": "moon"} for role in ("user", "assistant", "user")]
+    async with fakes.client() as client:
+        response = await client.post("/v1/chat/completions", json={"model": "raglane/docs", "messages": turns})
+    assert response.status_code == 200

@@ -102,12 +102,13 @@ async def test_an_answer_without_a_stage_is_degraded(
     assert records[0].outcome == "degraded"
 
 
+@pytest.mark.virtual_time
 async def test_what_a_full_server_sheds_and_what_runs_out_of_time_are_told_apart(
     fakes: FakeServices, records: list[RequestRecord]
 ) -> None:
     api = fakes.api(records.append)
-    fakes.generator.faults.delay_s = 30
-    inside = RawRequest(api, "/v1/answers", {"question": "moon", "collection": "docs", "timeout_s": 0.2})
+    fakes.generator.faults.delay_s = 3600
+    inside = RawRequest(api, "/v1/answers", {"question": "moon", "collection": "docs", "timeout_s": 60})
     await fakes.generator.begun.wait()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://raglane") as client:
         assert (await client.post("/v1/search", json={"query": "moon"})).status_code == 429
@@ -125,9 +126,30 @@ async def test_a_client_that_leaves_is_told_of_as_such(
     request = RawRequest(fakes.api(records.append), "/v1/answers", body)
     await fakes.generator.begun.wait()
     request.hang_up()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await request.served
     assert [record.outcome for record in records] == ["disconnected"]
+
+
+@pytest.mark.virtual_time
+async def test_a_client_that_stops_reading_is_let_go_after_its_deadline(
+    fakes: FakeServices, records: list[RequestRecord]
+) -> None:
+    body = {"question": "moon", "collection": "docs", "stream": True, "timeout_s": 60}
+    request = RawRequest(fakes.api(records.append), "/v1/answers", body, max_unread=2)
+    await request.served
+    assert fakes.generator.num_running == 0
+    assert [(record.status, record.outcome) for record in records] == [(200, "deadline")]
+
+
+async def test_a_client_that_leaves_during_its_upload_has_sent_no_bad_request(
+    fakes: FakeServices, records: list[RequestRecord]
+) -> None:
+    request = RawRequest(fakes.api(records.append), "/v1/answers", {"question": "moon"}, more_body=True)
+    request.hang_up()
+    async with asyncio.timeout(60):
+        await request.served
+    assert [(record.status, record.outcome) for record in records] == [(None, "disconnected")]
 
 
 async def test_a_stream_that_breaks_after_its_first_byte_counts_as_failed(

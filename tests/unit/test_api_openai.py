@@ -11,6 +11,8 @@ import pytest
 
 from deployments.contracts import GenerationOptions
 from deployments.errors import EngineFailed, Overloaded
+from deployments.parsing import ParsingConfig
+from serve_app.lane_config import LaneConfig
 from tests.api import RERANKER_MODEL, FakeServices
 from tests.fakes import EMBEDDING_MODEL, MAX_TOKENS
 
@@ -139,6 +141,35 @@ async def test_the_last_user_message_is_the_question(fakes: FakeServices, client
     completion = await client.chat.completions.create(model="raglane", messages=messages)
     assert completion.choices[0].message.content == TIDES
     assert fakes.retriever.requests[-1].text == "What pulls the tides?"
+
+
+async def test_an_answer_that_came_back_as_parts_is_what_the_next_question_refers_to(
+    fakes: FakeServices, client: openai.AsyncOpenAI
+) -> None:
+    parts = [{"type": "refusal", "refusal": "No."}, {"type": "text", "text": "Gustave Eiffel designed it."}]
+    messages: Any = [
+        {"role": "user", "content": "Who designed it?"},
+        {"role": "assistant", "content": parts},
+        {"role": "user", "content": "When was he born?"},
+    ]
+    await client.chat.completions.create(model="raglane", messages=messages)
+    assert fakes.retriever.requests[-1].text == "When was Gustave Eiffel born?"
+
+
+async def test_a_filter_that_the_lane_knows_stays_with_its_turn() -> None:
+    config = LaneConfig(parsing=ParsingConfig(filter_fields=("lang",)), default_collection="docs")
+    fakes = FakeServices(lane=config)
+    await fakes.fill()
+    messages = [
+        {"role": "user", "content": "What makes honey? lang:it"},
+        {"role": "assistant", "content": "Bees."},
+        {"role": "user", "content": "And when?"},
+    ]
+    async with fakes.client() as http_client:
+        ask = {"model": "raglane", "messages": messages}
+        assert (await http_client.post("/v1/chat/completions", json=ask)).status_code == 200
+    assert "And when? (What makes honey?)" in {request.text for request in fakes.retriever.requests}
+    assert not any(request.filter for request in fakes.retriever.requests)
 
 
 async def test_sampling_options_reach_the_generator(fakes: FakeServices, client: openai.AsyncOpenAI) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from deployments.contracts import RerankRequest, Timed, Vector
 from serve_app.api.services import HttpConfig
 from tests.api import RERANKER_MODEL, FakeServices
+from tests.fakes import FakeReranker
 
 DOCUMENTS = ["iron rusts", "the moon pulls the tides", "the moon"]
 
@@ -46,6 +49,19 @@ async def test_equal_documents_keep_their_order_across_messages(fakes: FakeServi
     results = (await client.post("/v1/rerank", json=ask)).json()["results"]
     assert [len(request.candidates) for request in fakes.reranker.requests] == [4, 4, 2]
     assert [result["index"] for result in results] == [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
+
+
+async def test_scores_that_compare_within_a_request_are_asked_for_in_one(fakes: FakeServices) -> None:
+    class BestOfRequest(FakeReranker):
+        async def rerank(self, request: RerankRequest, budget_s: float) -> Timed[Vector]:
+            scored = await super().rerank(request, budget_s)
+            return replace(scored, value=scored.value / max(scored.value.max(), 0.01))
+
+    fakes.reranker, fakes.rerank_in_parts = BestOfRequest(), False
+    ask = {"query": "moon tides", "documents": ["the moon", *["sun"] * 5, "the moon pulls the tides"]}
+    async with fakes.client() as client:
+        results = (await client.post("/v1/rerank", json=ask)).json()["results"]
+    assert [(result["index"], result["relevance_score"]) for result in results[:2]] == [(6, 1.0), (0, 0.5)]
 
 
 async def test_fields_of_other_servers_are_ignored(client: httpx.AsyncClient) -> None:

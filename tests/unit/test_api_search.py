@@ -127,6 +127,25 @@ async def test_a_filter_that_would_burden_the_searches_of_others_is_refused_by_n
     assert fakes.retriever.requests == []
 
 
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {f"field_{number}": 1 for number in range(101)},
+        {"title": "x" * 40_000, "source": "y" * 40_000},
+        {"x" * 40_000: 1, "y" * 40_000: 1},
+        {"year": {"x" * 70_000: 1}},
+    ],
+    ids=["fields", "values", "names", "comparison"],
+)
+async def test_a_filter_that_is_too_large_as_a_whole_is_refused(
+    fakes: FakeServices, client: httpx.AsyncClient, wanted: dict[str, object]
+) -> None:
+    response = await client.post("/v1/search", json={"query": "honey", "filter": wanted})
+    assert response.status_code == 400
+    assert "at most 100 fields and 65536 characters" in response.json()["error"]["message"]
+    assert fakes.retriever.requests == []
+
+
 async def test_an_unknown_mode_is_refused_with_those_there_are(client: httpx.AsyncClient) -> None:
     response = await client.post("/v1/search", json={"query": "honey", "mode": "magic"})
     assert response.status_code == 422

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
-import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
@@ -39,6 +35,7 @@ from benchmarks.answers import (
 )
 from benchmarks.experiment import ExperimentError
 from benchmarks.run import EXIT_OK, EXIT_USAGE
+from tests.http_server import listening_in_thread
 
 
 def row(kind: Kind, confidence: float, cited: str = "", *, found: bool = True, half: int = 0) -> Row:
@@ -285,6 +282,7 @@ class Server:
         self.replies: dict[str, dict[str, Any]] = {}
         self.asked: list[dict[str, Any]] = []
         self.num_shed = 0
+        self.app = Starlette(routes=[Route("/v1/answers", self.answer, methods=["POST"])])
 
     async def answer(self, request: Request) -> Response:
         body = await request.json()
@@ -294,20 +292,6 @@ class Server:
         if body["question"] not in self.replies:
             return JSONResponse({"error": {"message": f"no reply to {body['question']}"}}, 404)
         return JSONResponse(self.replies[body["question"]])
-
-
-@contextmanager
-def listening(server: Server) -> Iterator[str]:
-    app = Starlette(routes=[Route("/v1/answers", server.answer, methods=["POST"])])
-    listener = socket.create_server(("127.0.0.1", 0))
-    running = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
-    thread = Thread(target=running.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        running.should_exit = running.force_exit = True
-        thread.join()
 
 
 class Command:
@@ -323,7 +307,7 @@ class Command:
         self._folder = folder
 
     def run(self, *more: str) -> int:
-        with listening(self.server) as url:
+        with listening_in_thread(self.server.app) as url:
             return answers.main([*self.options("alien"), "--url", url, *more])
 
     def options(self, unanswerable: str) -> list[str]:

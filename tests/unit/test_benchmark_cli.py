@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
-import uvicorn
 import yaml
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -21,6 +18,8 @@ from starlette.routing import Route
 from benchmarks import retrieval, run
 from benchmarks.experiment import ExperimentError
 from benchmarks.retrieval import documents_by_max_score, measure_quality, read_qrels
+from tests.http_server import listening_in_thread
+from tests.virtual_time import ticking
 
 TIMING = {"stage": "search", "total_s": 0.02, "queue_s": 0.01, "batch_wait_s": 0.0, "compute_s": 0.01, "batch_size": 1}
 CHUNKS = {
@@ -43,24 +42,11 @@ async def fail(request: Request) -> Response:
     return JSONResponse({"error": {"type": "internal", "message": "broken", "request_id": "1"}}, 500)
 
 
-@contextmanager
-def listening() -> Iterator[str]:
-    routes = [Route(path, handler, methods=["POST"]) for path, handler in
-              {"/v1/search": search, "/refuse": refuse, "/fail": fail}.items()]  # fmt: skip
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="critical", lifespan="off"))
-    thread = Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = server.force_exit = True
-        thread.join()
-
-
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with listening() as address:
+    handlers = {"/v1/search": search, "/refuse": refuse, "/fail": fail}
+    routes = [Route(path, handler, methods=["POST"]) for path, handler in handlers.items()]
+    with listening_in_thread(Starlette(routes=routes)) as address:
         yield address
 
 
@@ -73,7 +59,7 @@ def experiment(folder: Path, path: str = "/v1/search", **changes: Any) -> str:
         "queries": ["first question", "second question"],
         "loads": [{"kind": "closed", "clients": 2}, {"kind": "open", "rate_per_s": 200}],
         "warmup_s": 0,
-        "duration_s": 10,
+        "duration_s": 60,
         "max_requests": 12,
         "repeats": 2,
         **changes,
@@ -165,7 +151,10 @@ def test_queries_of_the_command_line_take_the_place_of_the_experiments(tmp_path:
     assert json.loads(out.read_text(encoding="utf-8"))["experiment"]["queries"] == queries
 
 
-def test_a_duration_of_the_command_line_takes_the_place_of_the_experiments(tmp_path: Path, url: str) -> None:
+def test_a_duration_of_the_command_line_takes_the_place_of_the_experiments(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "perf_counter", ticking(0.01))
     out = tmp_path / "result.json"
     options = ["--url", url, "--duration-s", "0.2", "--out", str(out)]
     assert run.main([experiment(tmp_path, max_requests=100_000, repeats=1), *options]) == run.EXIT_OK

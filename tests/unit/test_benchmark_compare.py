@@ -21,7 +21,7 @@ from benchmarks.measure import Window, summarise
 from benchmarks.ratios import agreement, measures_of, median_of, ratio
 from benchmarks.records import Sample
 from benchmarks.run import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
-from tests.serving import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 COMPARISONS = sorted((ROOT / "benchmarks" / "experiments").glob("compare_*.yaml"))
@@ -43,7 +43,8 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.rfile.read(int(self.headers.get("content-length") or 0))
-        body = json.dumps({"results": [{"id": one} for one in ids]}).encode()
+        degraded = ["rerank"] if "hurried" in ids else []
+        body = json.dumps({"results": [{"id": one} for one in ids], "degraded": degraded}).encode()
         self.send_response(500 if "broken" in ids else 200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -83,7 +84,7 @@ def comparison(folder: Path, systems: dict[str, Any], **changes: Any) -> str:
         "loads": [{"kind": "closed", "clients": 1}, {"kind": "closed", "clients": 2}],
         "rounds": 2,
         "warmup_s": 0,
-        "duration_s": 10,
+        "duration_s": 60,
         "max_requests": 8,
         "start_timeout_s": 30,
         **changes,
@@ -213,6 +214,14 @@ def test_a_system_that_answers_nothing_ends_the_comparison(
     assert "'b' answered none" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_system_that_leaves_out_a_stage_ends_the_comparison(
+    tmp_path: Path, port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    systems = {"a": system(tmp_path, port, ["a"]), "b": system(tmp_path, port, ["hurried"])}
+    assert compared(tmp_path, systems, loads=[{"kind": "closed", "clients": 1}]) == (EXIT_USAGE, {})
+    assert "'b', 1 clients: answers did without {'rerank': 8}" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_comparison_that_is_told_to_end_leaves_no_server(tmp_path: Path, port: int) -> None:
     file = comparison(tmp_path, {"a": system(tmp_path, port, ["a"])}, max_requests=100_000, duration_s=600)
     command = [sys.executable, "-m", "benchmarks.compare", file]
@@ -221,7 +230,7 @@ def test_a_comparison_that_is_told_to_end_leaves_no_server(tmp_path: Path, port:
             assert running.poll() is None
             time.sleep(0.05)
         running.terminate()
-        assert running.wait(30) == EXIT_INTERRUPTED
+        assert running.wait(120) == EXIT_INTERRUPTED
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
 

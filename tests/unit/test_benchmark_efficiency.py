@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +27,8 @@ from deployments.reranker import Pair, Reranker, RerankerConfig
 from deployments.store import StoreConfig
 from serve_app.config import AppConfig
 from serve_app.serve_file import check_serve_document, load_serve_file
-from tests.serving import free_port
+from tests.ports import free_port
+from tests.virtual_time import ticking
 
 ROOT = Path(__file__).parents[2]
 PROFILES = ROOT / "benchmarks" / "profiles"
@@ -148,7 +150,10 @@ def plan_file(folder: Path, manner: str = "well", reranker: str = "tests.engines
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a whole run has left its files."""
     folder = tmp_path_factory.mktemp("efficiency")
-    assert efficiency.main([plan_file(folder), "--out", str(folder / "result.json")]) == EXIT_OK
+    with pytest.MonkeyPatch.context() as patch:
+        # There are answers within each load's duration, however slow the machine is.
+        patch.setattr(time, "perf_counter", ticking(0.01))
+        assert efficiency.main([plan_file(folder), "--out", str(folder / "result.json")]) == EXIT_OK
     return folder
 
 
@@ -202,6 +207,14 @@ def test_the_efficiency_is_told_with_its_goal(result: dict[str, Any]) -> None:
     assert {"commit", "hardware", "versions", "command", "started_at"} <= result.keys()
 
 
+def test_the_table_marks_a_best_that_lies_at_the_edge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert efficiency.main([plan_file(tmp_path, rounds=1), "--out", str(tmp_path / "result.json")]) == EXIT_OK
+    best = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["stages"]["rerank"]
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"({best['best_clients']}*)" in printed
+    assert "* the least or the greatest that was tried" in printed
+
+
 @pytest.mark.parametrize(
     ("manner", "complaint"),
     [
@@ -252,6 +265,15 @@ def test_both_sides_count_at_their_best() -> None:
     assert (found.ratio.least, found.ratio.greatest) == (0.5, 1.0)
 
 
+def test_a_best_at_the_edge_of_what_was_tried_is_told_of() -> None:
+    rising, falling = {8: [1.0], 16: [2.0], 32: [3.0]}, {8: [3.0], 16: [2.0], 32: [1.0]}
+    peaked, alone = {8: [1.0], 16: [3.0], 32: [2.0]}, {64: [1.0]}
+    sides = ((rising, peaked), (peaked, falling), (alone, peaked))
+    found = [efficiency_of(server, engine, items_per_request=1) for server, engine in sides]
+    assert [one.best_clients_at_edge for one in found] == [True, False, True]
+    assert [one.best_max_batch_tokens_at_edge for one in found] == [False, True, False]
+
+
 def test_an_engine_that_did_nothing_is_nothing_to_compare_with() -> None:
     with pytest.raises(ExperimentError, match="nothing to compare with"):
         efficiency_of({8: [1.0]}, {512: [0.0]}, items_per_request=10)
@@ -290,7 +312,7 @@ async def test_an_engine_alone_reads_what_the_rerank_stage_gives_to_it(tmp_path:
         "docs",
         None,
     )
-    await stage.rerank([Call(asked, 10.0)])
+    await stage.rerank([Call(asked, 60.0)])
     assert [pair_of({"query": question, **one}, ParsingConfig()) for one in candidates] == Recording.pairs
 
 
@@ -299,6 +321,7 @@ class TestFiles:
         plan = read_plan(PLAN)
         assert (ROOT / plan.profile).is_file()
         assert set(plan.stages) == {"rerank", "embed"}
+        assert all(len(tried) > 2 for load in plan.stages.values() for tried in (load.clients, load.max_batch_tokens))
         assert plan.server_with(Path("/there/copy.yaml")).command[3] == "/there/copy.yaml"
 
     def test_raglane_takes_the_profile_with_another_number_of_candidates(self) -> None:

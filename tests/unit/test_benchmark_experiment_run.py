@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import socket
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from rich.console import Console
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -22,21 +20,28 @@ from starlette.routing import Route
 
 from benchmarks.experiment import Experiment, ExperimentError
 from benchmarks.experiment_run import ExperimentRun, Outcome
+from tests.http_server import listening
 
 
 class Server:
-    """Answers queries, refuses all after the `sheds_after`th, takes documents, and counts its calls."""
+    """Answers queries, refuses all after the `sheds_after`th, takes documents, and counts its calls.
 
-    def __init__(self, sheds_after: int = 10**6, *, hangs_after: int = 10**6) -> None:
+    No query but the first is answered before there were `awaits_batches` of documents.
+    """
+
+    def __init__(self, sheds_after: int = 10**6, *, hangs_after: int = 10**6, awaits_batches: int = 0) -> None:
         self.queries: list[str] = []
         self.collections: Counter[str] = Counter()
         self._sheds_after, self._hangs_after = sheds_after, hangs_after
+        self._awaits_batches, self._had_batches = awaits_batches, asyncio.Event()
         posts = {"/search": self.search, "/stream": self.stream, "/v1/documents": self.index}
         routes = [Route(path, handler, methods=["POST"]) for path, handler in posts.items()]
         self.app = Starlette(routes=[*routes, Route("/v1/stages", self.stages)])
 
     async def search(self, request: Request) -> Response:
         self.queries.append((await request.json())["query"])
+        if len(self.queries) > 1 and self._awaits_batches:
+            await self._had_batches.wait()
         if len(self.queries) > self._hangs_after:
             await asyncio.sleep(1.0)
         if len(self.queries) > self._sheds_after:
@@ -53,22 +58,12 @@ class Server:
 
     async def index(self, request: Request) -> Response:
         self.collections[(await request.json())["collection"]] += 1
+        if self.collections.total() >= self._awaits_batches:
+            self._had_batches.set()
         return JSONResponse({"indexed": []})
 
     async def stages(self, request: Request) -> Response:
         return JSONResponse({"stages": [{"stage": "search", "count": len(self.queries), "seconds_total": 0.0}]})
-
-
-@asynccontextmanager
-async def listening(server: Server) -> AsyncIterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    http_server = uvicorn.Server(uvicorn.Config(server.app, log_level="critical", lifespan="off"))
-    task = asyncio.create_task(http_server.serve(sockets=[listener]))
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        http_server.should_exit = http_server.force_exit = True
-        await task
 
 
 async def perform(load: dict[str, Any], server: Server | None = None, **changes: Any) -> tuple[Outcome, str]:
@@ -80,13 +75,13 @@ async def perform(load: dict[str, Any], server: Server | None = None, **changes:
             "queries": ["a question"],
             "loads": [load],
             "warmup_s": 0,
-            "duration_s": 10,
+            "duration_s": 600,
             "max_requests": 10,
             **changes,
         }
     )
     console = Console(file=io.StringIO(), width=300)
-    async with listening(server or Server()) as url:
+    async with listening((server or Server()).app) as url:
         outcome = await ExperimentRun(experiment, url, console).run()
     assert isinstance(console.file, io.StringIO)
     return outcome, console.file.getvalue()
@@ -177,9 +172,31 @@ async def test_a_probe_that_is_clearly_too_much_is_stopped_and_its_last_answers_
     assert "stopped early" in printed
 
 
+async def test_the_wait_for_the_last_answers_is_no_part_of_the_clients_cpu_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu_s = [0.0]
+    monkeypatch.setattr(time, "process_time", lambda: cpu_s[0])
+
+    class Late(Server):
+        async def search(self, request: Request) -> Response:
+            response = await super().search(request)
+            if len(self.queries) > 1:
+                cpu_s[0] = 1e6
+            return response
+
+    # The load's first answer takes a second, and the load ends long before.
+    outcome, printed = await perform({"kind": "closed", "clients": 1}, Late(hangs_after=1), duration_s=0.1)
+    (run,) = outcome.runs
+    assert run.samples[0].end_s > run.window.end_s
+    assert run.client_cpu_share == 0.0
+    assert "The load generator itself used" not in printed
+
+
 async def test_documents_are_written_beside_a_load_and_counted_apart(tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "one"}\n', encoding="utf-8")
-    server = Server()
+    # A second batch is sent once the first one is answered, which so is within the load.
+    server = Server(awaits_batches=2)
     ingest = {"documents": str(tmp_path / "corpus.jsonl"), "rate_documents_per_s": 50}
     loads = [{"kind": "open", "rate_per_s": 40}, {"kind": "open", "rate_per_s": 40, "with_ingest": False}]
     outcome, printed = await perform(loads[0], server, ingest=ingest, loads=loads)

@@ -45,6 +45,7 @@ def test_every_run_is_a_row_with_its_numbers(tmp_path: Path) -> None:
         "shed": 5,
         "timeouts": 3,
         "errors": {"shed": 5, "timeout": 2, "deadline": 1, "unheard_of": 1},
+        "degraded": {"rerank": 7, "rewrite": 1},
         "ttft": made.distribution(0.05),
         "goodput": made.GOODPUT,
     }
@@ -58,6 +59,7 @@ def test_every_run_is_a_row_with_its_numbers(tmp_path: Path) -> None:
     assert float(row["requests_per_s"]) == 38.0
     assert (row["num_failed"], row["shed"], row["timeouts"]) == ("9", "5", "3")
     assert (row["errors_deadline"], row["errors_http_5xx"], row["errors_other"]) == ("1", "0", "1")
+    assert json.loads(row["degraded"]) == {"rerank": 7, "rewrite": 1}
     assert float(row["latency_p99_s"]) == pytest.approx(0.6)
     assert float(row["ttft_p50_s"]) == 0.05
     assert row["inter_token_p50_s"] == ""
@@ -71,6 +73,13 @@ def test_what_was_not_measured_is_empty(tmp_path: Path) -> None:
     expected = ("rate_per_s", "step", "latency_p50_s", "latency_count", "goodput_met", "ingest_errors")
     assert empty.issuperset(expected)
     assert stages == []
+
+
+def test_a_file_that_says_nothing_of_stages_left_out_can_be_read(tmp_path: Path) -> None:
+    content = made.result(made.measured(made.closed(1), 0.1, 9.0))
+    assert exported(tmp_path, content)[1][0]["degraded"] == "{}"
+    del content["loads"][0]["summary"]["degraded"]
+    assert exported(tmp_path, content)[1][0]["degraded"] == ""
 
 
 def test_every_stage_of_every_run_is_a_row(tmp_path: Path) -> None:

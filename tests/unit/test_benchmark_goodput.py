@@ -35,6 +35,7 @@ def goodput(samples: list[Sample], slo: Slo = SLO, *, stream: bool = True) -> An
         (sample(latency_s=0.2), True),  # no token at all: its latency is its time to the first
         (sample(latency_s=0.5), False),
         (sample(ttft_s=0.1, error_kind="stream"), False),
+        (sample(ttft_s=0.1, degraded=("rerank",)), False),
     ],
 )
 def test_a_request_of_a_stream_is_good_when_it_keeps_every_limit(one: Sample, is_good: bool) -> None:
@@ -76,6 +77,13 @@ def test_what_the_server_sheds_misses_the_slo() -> None:
     found = goodput([sample(latency_s=0.1)] * 90 + [shed] * 10, stream=False)
     assert not found.met
     assert found.good_share == 0.9
+
+
+def test_answers_without_a_stage_miss_the_slo_however_quick_they_are() -> None:
+    found = goodput([sample(latency_s=0.1)] * 90 + [sample(latency_s=0.001, degraded=("rerank",))] * 10, stream=False)
+    assert not found.met
+    assert found.good_share == found.within["request_p99_s"] == 0.9
+    assert found.good_per_s == pytest.approx(9.0)
 
 
 def test_failures_miss_an_slo_none_of_whose_limits_apply() -> None:

@@ -218,6 +218,7 @@ def test_the_steady_part_leaves_out_the_first_answers_and_the_last_requests() ->
 
     assert (window.start_s, window.end_s) == (3, 5)
     assert window.ended_within(samples) == [2, 3]
+    assert window.started_within(samples) == [3, 4, 5]
     with pytest.raises(ValueError, match="no steady part"):
         SteadyWindow.of(samples[:2], num_clients=2)
 
@@ -256,9 +257,10 @@ def test_what_was_waited_for_adds_up_to_the_time_to_the_first_token(
     assert min(path.values()) >= 0
 
 
-def _exchange(number: int, **fields: Any) -> Exchange:
-    """The n-th of requests that one client sends: a second each, the first token after half of it."""
-    sample = _sample(number, number + 1, ttft_s=0.25, inter_token_s=(0.05, 0.05), **fields)
+def _exchange(start_s: float, **fields: Any) -> Exchange:
+    """One of the requests that one client sends: a second each, the first token after a quarter of it."""
+    times: dict[str, Any] = {"end_s": start_s + 1, "ttft_s": 0.25, "inter_token_s": (0.05, 0.05)}
+    sample = _sample(start_s, **{**times, **fields})
     return Exchange(sample, prompt_tokens=100, completion_tokens=10, rows=ROWS)
 
 
@@ -278,11 +280,27 @@ def test_a_load_is_summed_up_by_its_whole_answers() -> None:
     assert not summary["goodput"]["met"]
 
 
-def test_the_split_of_the_first_token_is_the_mean_over_answers() -> None:
-    exchanges = [replace(_exchange(0), sample=_sample(0, 20, ttft_s=ttft_s)) for ttft_s in (11.0, 13.0)]
-    split = ttft_by_stage(exchanges)
+def test_the_requests_that_are_all_sent_at_once_are_not_timed() -> None:
+    """Four clients, whose first requests come together, wait long and miss the SLO; each later one is quick."""
+    burst = [_exchange(0, end_s=4.0 + number, ttft_s=3.5, inter_token_s=(0.5,)) for number in range(4)]
+    later = [_exchange(4.0 + number, end_s=8.0 + number) for number in range(8)]
+    summary = summarise([*burst, *later], num_clients=4, slo=Slo(request_p99_s=5.0))
 
-    assert sum(split.values()) == pytest.approx(12.0)
+    assert summary["window"] == {"start_s": 7.0, "end_s": 11.0}
+    assert summary["num_timed"] == 5
+    assert summary["ttft"]["max_s"] == 0.25
+    assert summary["latency"]["max_s"] == 4.0
+    assert summary["inter_token"]["max_s"] == 0.05
+    assert (summary["goodput"]["good_share"], summary["goodput"]["met"]) == (1.0, True)
+    assert (summary["num_requests"], summary["num_whole"]) == (12, 12)
+
+
+def test_the_split_of_the_first_token_is_the_mean_over_answers() -> None:
+    ttfts = enumerate((19.0, 11.0, 13.0))
+    exchanges = [replace(_exchange(0), sample=_sample(20 * n, 20 * n + 20, ttft_s=ttft_s)) for n, ttft_s in ttfts]
+    split = ttft_by_stage(exchanges, num_clients=1)
+
+    assert sum(split.values()) == pytest.approx(12.0), "the first request is no part of the steady window"
     assert split["rerank"] == pytest.approx(4.0)
 
 
@@ -319,7 +337,7 @@ def stub() -> Iterator[StubServer]:
 
 async def _ask(stub: StubServer, **options: Any) -> Exchange:
     async with Connections(stub.url) as connections:
-        client = LaneClient(connections, options, timeout_s=10.0)
+        client = LaneClient(connections, options, timeout_s=60.0)
         (exchange,) = await closed_loop(["Who?"], 1, client.ask)
     return exchange
 

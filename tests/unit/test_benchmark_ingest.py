@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -21,6 +17,7 @@ from benchmarks.connections import Connections
 from benchmarks.experiment import ExperimentError, Ingest
 from benchmarks.ingest_load import IngestLoad, IngestSummary, read_documents
 from benchmarks.measure import Window
+from tests.http_server import listening
 
 DOCUMENTS = [{"id": str(number), "title": "", "text": f"text {number}"} for number in range(5)]
 
@@ -48,22 +45,10 @@ class Server:
         return JSONResponse({"indexed": []})
 
 
-@asynccontextmanager
-async def listening(server: Server) -> AsyncIterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    http_server = uvicorn.Server(uvicorn.Config(server.app, log_level="critical", lifespan="off"))
-    task = asyncio.create_task(http_server.serve(sockets=[listener]))
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        http_server.should_exit = http_server.force_exit = True
-        await task
-
-
 async def write(server: Server, **changes: Any) -> IngestSummary:
     """Write until the server has had what it expects, and return what was written."""
     settings = {"documents": "unused", "rate_documents_per_s": 1000, "batch_size": 2, **changes}
-    async with listening(server) as url, Connections(url) as connections:
+    async with listening(server.app) as url, Connections(url) as connections:
         load = IngestLoad(connections, Ingest.model_validate(settings), DOCUMENTS)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(load.run())
@@ -112,7 +97,7 @@ async def test_a_server_that_is_slower_than_the_rate_has_one_batch_at_a_time() -
 
 async def test_the_rate_is_kept_however_fast_the_server_is() -> None:
     server = Server(expected=1)
-    async with listening(server) as url, Connections(url) as connections:
+    async with listening(server.app) as url, Connections(url) as connections:
         settings = Ingest(documents="unused", rate_documents_per_s=0.001, batch_size=2)
         load = IngestLoad(connections, settings, DOCUMENTS)
         async with asyncio.TaskGroup() as tasks:

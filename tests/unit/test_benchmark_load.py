@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -21,6 +18,8 @@ from benchmarks.connections import Connections, is_loopback
 from benchmarks.experiment import ClosedLoad, OpenLoad, ReplayLoad, SingleLoad, Target
 from benchmarks.load import Arrival, Limits, LoadGenerator
 from benchmarks.records import Sample
+from tests.http_server import listening
+from tests.virtual_time import ticking
 
 TIMINGS = [
     {"stage": "embed", "total_s": 0.02, "queue_s": 0.01, "batch_wait_s": 0.004, "compute_s": 0.006, "batch_size": 3}
@@ -80,6 +79,7 @@ class Server:
         return JSONResponse({"timings": [{"stage": "embed"}]})
 
     async def never(self, request: Request) -> Response:
+        self.num_waiting += 1
         while (await request.receive())["type"] != "http.disconnect":
             pass
         self.client_left.set()
@@ -104,21 +104,9 @@ class Server:
         return StreamingResponse(events(), media_type="text/event-stream")
 
 
-@asynccontextmanager
-async def listening(server: Server) -> AsyncIterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    http_server = uvicorn.Server(uvicorn.Config(server.app, log_level="critical", lifespan="off"))
-    task = asyncio.create_task(http_server.serve(sockets=[listener]))
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        http_server.should_exit = http_server.force_exit = True
-        await task
-
-
 async def send(path: str, *, stream: bool = False) -> Sample:
-    async with listening(Server()) as url, Connections(url) as connections:
-        client = RequestClient(connections, Target(path=path), timeout_s=20.0, stream=stream)
+    async with listening(Server().app) as url, Connections(url) as connections:
+        client = RequestClient(connections, Target(path=path), timeout_s=60.0, stream=stream)
         return await client.send(b'{"query": "q"}', time.perf_counter(), time.perf_counter)
 
 
@@ -126,21 +114,24 @@ async def drive(
     server: Server, path: str, load: SingleLoad, limits: Limits, queries: Sequence[str] = ("q",)
 ) -> list[Sample]:
     target = Target(path=path, body={"query": "{query}"})
-    async with listening(server) as url, Connections(url) as connections:
-        client = RequestClient(connections, target, timeout_s=20.0)
+    async with listening(server.app) as url, Connections(url) as connections:
+        client = RequestClient(connections, target, timeout_s=60.0)
         return await LoadGenerator(client, [target.encode(query) for query in queries], limits, (7, 0, 0)).run(load)
 
 
 async def test_a_closed_loop_keeps_as_many_requests_in_flight_as_it_has_clients_and_no_more() -> None:
     server = Server()
     server.gate_opens_at = 5
-    samples = await drive(server, "/gate", ClosedLoad(kind="closed", clients=5), Limits(30.0, 20))
+    samples = await drive(server, "/gate", ClosedLoad(kind="closed", clients=5), Limits(600.0, 20))
     assert server.max_waiting == 5
     assert len(samples) == 20
     assert {sample.error_kind for sample in samples} == {None}
 
 
-async def test_a_closed_loop_starts_nothing_after_the_horizon_and_waits_for_what_it_started() -> None:
+async def test_a_closed_loop_starts_nothing_after_the_horizon_and_waits_for_what_it_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(time, "perf_counter", ticking(0.01))
     samples = await drive(Server(), "/ok", ClosedLoad(kind="closed", clients=2), Limits(0.3, 10**6))
     assert len(samples) >= 2
     assert all(sample.intended_start_s < 0.3 for sample in samples)
@@ -152,7 +143,7 @@ async def test_the_same_seed_sends_the_same_queries_in_the_same_order() -> None:
     sent = []
     for _ in range(2):
         server = Server()
-        await drive(server, "/ok", ClosedLoad(kind="closed", clients=1), Limits(30.0, 25), queries)
+        await drive(server, "/ok", ClosedLoad(kind="closed", clients=1), Limits(600.0, 25), queries)
         sent.append(server.queries)
     assert len(sent[0]) == 25
     assert sent[0] == sent[1]
@@ -179,7 +170,7 @@ async def test_an_open_loops_latency_counts_from_the_intended_start_through_a_st
     # Nothing is answered before the stall ends, and the load began before it: what was meant to start t seconds into
     # the load waited for the rest of the stall, although the stall kept the client itself from sending it on time.
     assert all(sample.latency_s >= server.stall_s - sample.intended_start_s for sample in samples)
-    assert any(sample.end_s - sample.start_s < server.stall_s - sample.intended_start_s for sample in samples)
+    assert any(sample.start_s > sample.intended_start_s + 0.1 for sample in samples)
 
 
 async def test_an_open_loop_counts_what_its_own_bound_kept_from_being_sent() -> None:
@@ -199,8 +190,8 @@ async def replay(
 ) -> list[Sample]:
     target = Target(path=path, body={"query": "{query}"})
     load = ReplayLoad.model_validate({"kind": "replay", "trace": "given", **changes})
-    async with listening(server) as url, Connections(url) as connections:
-        client = RequestClient(connections, target, timeout_s=20.0)
+    async with listening(server.app) as url, Connections(url) as connections:
+        client = RequestClient(connections, target, timeout_s=60.0)
         return await LoadGenerator(client, [target.encode("next")], limits, (7, 0, 0)).run(load, arrivals)
 
 
@@ -238,14 +229,14 @@ async def test_a_load_that_is_stopped_starts_nothing_more_and_waits_for_what_it_
     server = Server()
     server.gate_opens_at, server.gate_delay_s = 4, 0.2
     target = Target(path="/gate", body={"query": "{query}"})
-    async with listening(server) as url, Connections(url) as connections:
-        client = RequestClient(connections, target, timeout_s=20.0)
+    async with listening(server.app) as url, Connections(url) as connections:
+        client = RequestClient(connections, target, timeout_s=60.0)
         generator = LoadGenerator(client, [target.encode("q")], Limits(60.0, 10**6), (7, 0, 0))
         running = asyncio.create_task(generator.run(load))
-        await asyncio.wait_for(server.gate.wait(), timeout=20)
+        await asyncio.wait_for(server.gate.wait(), timeout=60)
         generator.stop()
         started = len(generator.samples) + generator.num_in_flight
-        samples = await asyncio.wait_for(running, timeout=20)
+        samples = await asyncio.wait_for(running, timeout=60)
     assert len(samples) == started >= 4
     assert {sample.error_kind for sample in samples} == {None}
     assert generator.num_in_flight == 0
@@ -271,16 +262,18 @@ async def test_an_answer_that_is_not_what_it_should_be_is_malformed(path: str) -
 
 async def test_a_request_past_its_timeout_is_given_up_and_its_connection_closed() -> None:
     server = Server()
-    async with listening(server) as url, Connections(url) as connections:
+    async with listening(server.app) as url, Connections(url) as connections:
         client = RequestClient(connections, Target(path="/never"), timeout_s=0.5)
-        sample = await client.send(b"{}", 0.0, time.perf_counter)
-        await asyncio.wait_for(server.client_left.wait(), timeout=20)
+        # A timeout may pass before the request has reached the server.
+        while not server.num_waiting:
+            sample = await client.send(b"{}", 0.0, time.perf_counter)
+        await asyncio.wait_for(server.client_left.wait(), timeout=60)
     assert (sample.status, sample.error_kind) == (None, "timeout")
 
 
 async def test_a_refused_connection_is_a_connection_error() -> None:
     async with Connections("http://127.0.0.1:1") as connections:
-        sample = await RequestClient(connections, Target(path="/ok"), timeout_s=5.0).send(b"", 0.0, lambda: 0.0)
+        sample = await RequestClient(connections, Target(path="/ok"), timeout_s=60.0).send(b"", 0.0, lambda: 0.0)
     assert (sample.status, sample.error_kind) == (None, "connection")
     assert sample.error
 
@@ -331,13 +324,58 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
     assert (await send("/ok")).status == 200
 
 
-async def test_a_connection_is_used_again_unless_its_request_failed() -> None:
+async def test_a_connection_is_used_again_unless_its_request_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.connections.KEEPALIVE_EXPIRY_S", 60.0)
     server = Server()
-    async with listening(server) as url, Connections(url) as connections:
+    async with listening(server.app) as url, Connections(url) as connections:
         for path in ("/ok", "/ok", "/broken", "/ok"):
-            await RequestClient(connections, Target(path=path), timeout_s=20.0).send(
+            await RequestClient(connections, Target(path=path), timeout_s=60.0).send(
                 b'{"query": "q"}', 0.0, time.perf_counter
             )
     first, second, third = server.client_ports
     assert first == second
     assert third != second
+
+
+class Drained(RequestClient):
+    """Answers after a second; whoever asks from the eleventh second on waits for half a minute."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def send(self, body: bytes, intended_start_s: float, now_s: Callable[[], float]) -> Sample:
+        start_s = now_s()
+        await asyncio.sleep(1.0 if start_s < 10.5 else 30.0)
+        return Sample(intended_start_s, start_s, now_s())
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize(
+    "load", [ClosedLoad(kind="closed", clients=2), OpenLoad(kind="open", rate_per_s=2, arrivals="constant")]
+)
+@pytest.mark.parametrize("stop_at_s", [None, 11.5])
+async def test_the_cpu_share_is_that_of_the_time_in_which_requests_are_sent(
+    load: SingleLoad, stop_at_s: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(time, "perf_counter", loop.time)
+    monkeypatch.setattr(time, "process_time", lambda: 0.9 * min(loop.time(), stop_at_s or 12.0))
+    generator = LoadGenerator(Drained(), [b"{}"], Limits(12.0, 1000), [1])
+    if stop_at_s is not None:
+        loop.call_later(stop_at_s, generator.stop)
+    samples = await generator.run(load)
+    assert max(sample.end_s for sample in samples) > 40
+    assert generator.client_cpu_share == pytest.approx(0.9)
+
+
+@pytest.mark.virtual_time
+async def test_the_cpu_share_of_a_load_that_is_answered_early_ends_with_its_last_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(time, "perf_counter", loop.time)
+    monkeypatch.setattr(time, "process_time", lambda: 0.5 * loop.time())
+    generator = LoadGenerator(Drained(), [b"{}"], Limits(60.0, 3), [1])
+    await generator.run(ClosedLoad(kind="closed", clients=1))
+    assert loop.time() == pytest.approx(3.0)
+    assert generator.client_cpu_share == pytest.approx(0.5)

@@ -12,8 +12,6 @@ import psutil
 import pytest
 
 from benchmarks.memory import (
-    EXIT_OK,
-    EXIT_USAGE,
     MIB,
     MemorySample,
     main,
@@ -21,6 +19,7 @@ from benchmarks.memory import (
     summarise,
     watch,
 )
+from benchmarks.run import EXIT_OK, EXIT_USAGE
 
 HOLD_64_MIB = "held = bytearray(b'x') * (64 << 20); print('holding', flush=True); input()"
 
@@ -34,6 +33,8 @@ def test_the_memory_of_this_process_is_sampled_and_summed_up(
     sizes = [sample["resident_bytes"] for sample in result["samples"]]
     assert len(sizes) == 3
     assert min(sizes) > 10 * MIB
+    assert result["command"].startswith("python -m benchmarks.memory --pid ")
+    assert {"schema_version", "commit", "versions", "hardware", "started_at"} <= result.keys()
     summary = result["summary"]
     assert (summary["first_bytes"], summary["last_bytes"]) == (sizes[0], sizes[-1])
     assert (summary["min_bytes"], summary["max_bytes"]) == (min(sizes), max(sizes))

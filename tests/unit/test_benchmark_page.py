@@ -149,6 +149,12 @@ def test_the_loads_stand_in_a_table_with_medians_and_sums(tmp_path: Path) -> Non
     assert "whole request ≤ 3,000 ms, TTFT ≤ 300 ms, ITL ≤ 100 ms" in found.text
 
 
+def test_answers_that_did_without_a_stage_are_told_of(tmp_path: Path) -> None:
+    degraded = made.measured(made.closed(64), 1.5, 46.0, repeats=2, degraded={"rerank": 3, "rewrite": 1})
+    found = page(tmp_path, made.result(made.measured(made.closed(1), 0.08, 12.34), degraded))
+    assert found.column("degraded") == ["0", "rerank 6, rewrite 2"]
+
+
 def test_limits_that_do_not_apply_are_not_named(tmp_path: Path) -> None:
     goodput = {**made.GOODPUT, "within": {"request_p99_s": 0.97}}
     found = page(tmp_path, made.result(made.measured(made.closed(1), 0.1, 9.0, goodput=goodput)))
@@ -172,12 +178,27 @@ def test_ingest_beside_the_questions_is_told_apart_from_none(tmp_path: Path) -> 
     assert found.column("documents/s") == ["–", "3.5"]
 
 
+def test_the_documents_a_second_of_two_runs_are_their_median(tmp_path: Path) -> None:
+    runs, medians = made.measured(made.closed(8), 0.2, 8.0, repeats=2)
+    for run, documents_per_s in zip(runs, (3.0, 8.0), strict=True):
+        run["ingest"] = {"documents": 40, "batches": 4, "documents_per_s": documents_per_s, "errors": {}}
+    assert page(tmp_path, made.result((runs, medians))).column("documents/s") == ["5.5"]
+
+
 def test_the_probes_of_a_saturation_search_are_listed(tmp_path: Path) -> None:
     found = page(tmp_path, made.saturation_result())
     assert "Highest rate sustained: 20 requests/s. Limit: 40 requests/s: 82 of 100 requests answered" in found.text
     assert found.column("load") == ["10/s poisson", "20/s poisson", "40/s poisson"]
     assert [row[:2] for row in found.tables[1][1:]] == [["10/s", "passed"], ["20/s", "passed"], ["40/s", "failed"]]
     assert "Bottleneck at 40/s poisson" in found.text
+
+
+def test_a_rate_that_several_searches_probed_stands_with_its_medians(tmp_path: Path) -> None:
+    found = page(tmp_path, made.searched_three_times())
+    assert [found.column(name) for name in ("load", "runs", "requests")] == [["10/s poisson"], ["3"], ["300"]]
+    assert [found.column(name) for name in ("requests/s", "good/s", "p50, ms")] == [["8"], ["7"], ["300"]]
+    (stages,) = [table for table in found.tables if table[0][0] == "stage"]
+    assert stages[2][:3] == ["embed", "110", "100"]
 
 
 def test_the_stages_of_every_load_are_listed_and_the_bottleneck_named(tmp_path: Path) -> None:

@@ -84,6 +84,31 @@ def test_a_saturation_search_knows_the_knee_better(tmp_path: Path) -> None:
     assert "saturation" in found[1]
 
 
+@pytest.mark.parametrize(("highest", "expected"), [([16.0, 20.0, 40.0], 20), ([20.0, None, 12.0], 12)])
+def test_several_searches_know_the_knee_by_their_median(
+    tmp_path: Path, highest: list[float | None], expected: float
+) -> None:
+    searches = [made.saturation(repeat=repeat, max_rate_per_s=rate) for repeat, rate in enumerate(highest)]
+    result = read(tmp_path, ramp([0.1, 0.11, 0.13, 0.9, 2.0], saturation=searches))
+    ((family, members),) = result.families()
+    assert find_knee(result, family, members) == (
+        expected,
+        "highest rate that passed the saturation search, median of 3",
+    )
+
+
+def test_searches_of_different_loads_are_not_mixed(tmp_path: Path) -> None:
+    searches = [
+        made.saturation(load={**made.saturation()["load"], "with_ingest": with_ingest}, max_rate_per_s=rate)
+        for with_ingest, rate in ((True, 20.0), (False, 40.0))
+    ]
+    result = read(tmp_path, ramp([0.1, 0.11, 0.13, 0.9, 2.0], saturation=searches))
+    ((family, members),) = result.families()
+    found = find_knee(result, family, members)
+    assert found is not None
+    assert found[0] == 20
+
+
 @pytest.mark.parametrize("sustained", [None, 0.0])
 def test_a_search_in_which_no_rate_passed_leaves_the_knee_to_the_curve(tmp_path: Path, sustained: float | None) -> None:
     searched = made.saturation(max_rate_per_s=sustained)

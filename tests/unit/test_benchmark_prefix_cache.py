@@ -11,12 +11,10 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -32,6 +30,7 @@ from benchmarks.prefix_cache import (
     parse_counters,
 )
 from benchmarks.run import EXIT_OK, EXIT_USAGE
+from tests.http_server import listening_in_thread
 
 PROMPT_TOKENS = 100
 SPARED_TOKENS = 40
@@ -116,16 +115,8 @@ def server() -> Iterator[Server]:
         Route("/metrics", served.metrics),
         Route("/nothing", served.nothing),
     ]
-    listener = socket.create_server(("127.0.0.1", 0))
-    runner = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="critical", lifespan="off"))
-    thread = Thread(target=runner.run, kwargs={"sockets": [listener]})
-    thread.start()
-    served.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    try:
+    with listening_in_thread(Starlette(routes=routes)) as served.url:
         yield served
-    finally:
-        runner.should_exit = runner.force_exit = True
-        thread.join()
 
 
 @pytest.fixture

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,6 +13,7 @@ from starlette.routing import Route
 
 from benchmarks.connections import Connections
 from benchmarks.server_stages import StageCounters, difference, fetch
+from tests.http_server import listening
 
 
 @asynccontextmanager
@@ -23,16 +21,8 @@ async def answering(body: str, status: int = 200) -> AsyncIterator[Connections]:
     async def stages(request: Request) -> Response:
         return Response(body, status)
 
-    listener = socket.create_server(("127.0.0.1", 0))
-    app = Starlette(routes=[Route("/v1/stages", stages)])
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        async with Connections(f"http://127.0.0.1:{listener.getsockname()[1]}") as connections:
-            yield connections
-    finally:
-        server.should_exit = server.force_exit = True
-        await task
+    async with listening(Starlette(routes=[Route("/v1/stages", stages)])) as url, Connections(url) as connections:
+        yield connections
 
 
 async def test_counters_are_read_by_stage_and_the_rest_is_left_alone() -> None:

@@ -87,6 +87,29 @@ def test_failures_are_told_of_by_kind() -> None:
     assert find_shortcomings([*fine, *shed], WINDOW, Criterion(error_share=0.03)) == []
 
 
+def test_a_server_that_leaves_out_a_stage_does_not_keep_up() -> None:
+    without = [sample(start_s, degraded=("rerank",)) for start_s in (3.0, 4.0)]
+    fine = [sample(start_s) for start_s in STARTS_S]
+    (fault,) = find_shortcomings([*fine, *without], WINDOW, CRITERION)
+    assert fault == "2.0% of the answers did without a stage (rerank 2)"
+    assert find_shortcomings([*fine, *without], WINDOW, Criterion(error_share=0.03)) == []
+
+
+def test_failures_and_answers_without_a_stage_are_counted_together() -> None:
+    spoilt = [sample(3.0, status=429, error_kind="shed"), sample(4.0, degraded=("rewrite", "rerank"))]
+    fine = [sample(start_s) for start_s in STARTS_S]
+    assert find_shortcomings([*fine, *spoilt], WINDOW, CRITERION) == [
+        "1.0% of the requests failed (shed 1)",
+        "1.0% of the answers did without a stage (rewrite 1, rerank 1)",
+    ]
+
+
+def test_answers_without_a_stage_are_no_answers_to_what_was_offered() -> None:
+    without = [sample(start_s, degraded=("rerank",)) for start_s in STARTS_S]
+    faults = find_shortcomings(without, WINDOW, Criterion(error_share=0.99))
+    assert faults == ["0 of 100 requests answered in 10.0 s", "100.0% of the answers did without a stage (rerank 100)"]
+
+
 def test_a_window_without_requests_is_not_sustained() -> None:
     assert find_shortcomings([], WINDOW, CRITERION) == ["no request was offered"]
 

@@ -17,7 +17,7 @@ from benchmarks import systems
 from benchmarks.comparison import System
 from benchmarks.experiment import ExperimentError
 from benchmarks.systems import MissingVariable, resolve, running
-from tests.serving import free_port
+from tests.ports import free_port
 
 # Answers 200 to anything, after `preparation` has run.
 SERVER = """
@@ -117,13 +117,21 @@ def test_a_server_that_ends_while_starting_is_told_of_with_its_last_words(tmp_pa
     assert str(tmp_path / "log") in str(caught.value)
 
 
-def test_a_server_that_is_not_ready_in_time_is_stopped(tmp_path: Path, port: int) -> None:
-    pid_file = tmp_path / "pid"
-    waits = f"open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+def test_a_server_that_is_not_ready_in_time_is_stopped(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch, launched = systems._launch, list[int]()
+
+    def noted(*arguments: Any) -> Any:
+        process = launch(*arguments)
+        launched.append(process.pid)
+        return process
+
+    monkeypatch.setattr(systems, "_launch", noted)
     with pytest.raises(ExperimentError, match=r"not ready within 3 s(.|\n)*log"):
-        with start(tmp_path, server(tmp_path, port, waits), timeout_s=3):
+        with start(tmp_path, server(tmp_path, port, "time.sleep(600)"), timeout_s=3):
             pass
-    assert not is_alive(int(pid_file.read_text()))
+    assert [is_alive(pid) for pid in launched] == [False]
 
 
 def test_a_port_that_is_taken_is_told_of_before_anything_starts(tmp_path: Path, port: int) -> None:

@@ -243,6 +243,16 @@ def test_tokens_per_second_are_those_of_all_clients_together() -> None:
     assert one["first_to_other"]["tokens_per_s"]["of_medians"] == pytest.approx(0.5)
 
 
+def test_the_requests_that_are_all_sent_at_once_are_not_timed() -> None:
+    turn = _turn(0.1, 0.1)
+    for load, exchanges in zip(PLAN.loads, turn, strict=True):
+        slow = Exchange(streamed(0.0, [0.45], exchanges[0].sample.end_s), 100, 5)
+        exchanges[: load.clients] = [slow] * load.clients
+    for compared in _compared([turn], [_turn(0.1, 0.1)]):
+        assert compared["systems"]["raglane"]["ttft_p99_s"]["median"] == pytest.approx(0.1)
+        assert compared["figures"]["raglane"][0]["mean_pieces"] == 5
+
+
 def test_tokens_count_when_they_come_not_when_their_answer_ends() -> None:
     exchanges = [
         Exchange(streamed(0.0, [0.5, 1.0, 1.5, 2.0], 2.0), 100, 4),

@@ -120,9 +120,13 @@ async def lane(shape: Shape, concurrent: bool, rewrite_s: float = REWRITE_S) -> 
     return Lane(config, ContextBuilder(ContextConfig(), count_tokens), stages)
 
 
+def within(timeout_s: float) -> Deadline:
+    return Deadline.after(timeout_s, asyncio.get_running_loop().time)
+
+
 async def ask(shape: Shape, concurrent: bool) -> Answered:
     query = Query(shape.question, "docs", k=3, mode=shape.mode)
-    answering = (await lane(shape, concurrent)).answer(Question(query), Deadline.after(600))
+    answering = (await lane(shape, concurrent)).answer(Question(query), within(600))
     *_, last = [event async for event in answering]
     assert isinstance(last, Answered)
     return last
@@ -150,7 +154,7 @@ def test_a_language_model_that_is_late_holds_up_nothing_but_its_share() -> None:
     async def ask_with_a_slow_model() -> Answered:
         slow = await lane(shape, concurrent=True, rewrite_s=100.0)
         query = Query(shape.question, "docs", k=3)
-        *_, last = [event async for event in slow.answer(Question(query), Deadline.after(40))]
+        *_, last = [event async for event in slow.answer(Question(query), within(40))]
         assert isinstance(last, Answered)
         return last
 

@@ -55,7 +55,7 @@ def assert_promises(chunks: list[Chunk], of: Document, chunker: Chunker, budget:
     assert [chunk.start for chunk in chunks] == sorted(chunk.start for chunk in chunks)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=TEXTS, title=st.text(max_size=200), source=st.sampled_from(["a.txt", "a.md", "A.MARKDOWN", ""]))
 def test_any_text_is_covered_by_chunks_within_the_budget(text: str, title: str, source: str) -> None:
     given_document = document(text, title, source)
@@ -63,7 +63,7 @@ def test_any_text_is_covered_by_chunks_within_the_budget(text: str, title: str, 
     assert_promises(CHUNKER.split(given_document), given_document, CHUNKER, BUDGET)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(text=TEXTS, source=st.sampled_from(["a.txt", "a.md"]))
 def test_overlapping_chunks_keep_the_same_promises(text: str, source: str) -> None:
     given_document = document(text, "A title", source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +15,7 @@ from serve_app.cli.client import (
     split_lines,
 )
 from serve_app.cli.exits import ExitCode, Failure
+from tests.ports import free_port
 from tests.stub_server import Reply, StubServer, error_reply, json_reply
 
 
@@ -26,9 +26,7 @@ def stub() -> Iterator[StubServer]:
 
 
 def free_url() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 def test_a_missing_server_is_named_with_the_command_that_starts_one() -> None:

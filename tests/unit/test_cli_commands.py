@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import yaml
 
+from serve_app.cli.exits import Failure
 from serve_app.cli.main import main
 from serve_app.cli.processes import ProcessId
+from serve_app.cli.server import ServerPlan
 from serve_app.cli.state import ServerState, StateFile
+from tests.ports import free_port
 from tests.stub_server import Reply, StubServer, error_reply, json_reply
 
 TIMINGS = [
@@ -85,6 +92,90 @@ def test_ask_json_prints_the_servers_answer_and_nothing_else(
     stub.routes["POST /v1/answers"] = lambda _: json_reply(ANSWER)
     assert run("ask", "?", "--json") == 0
     assert json.loads(capsys.readouterr().out) == ANSWER
+
+
+def test_what_looks_like_markup_or_an_emoji_code_is_printed_as_it_is(
+    stub: StubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "A :key: on line 1:100:2 of [bold]doc:id:7[/bold]."
+    answer = ANSWER | {"answer": text}
+    stub.routes["POST /v1/answers"] = lambda _: json_reply(answer)
+    assert run("ask", "?", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == answer
+    assert run("ask", "?") == 0
+    assert text in capsys.readouterr().out
+
+
+HOSTILE = "\x1b]52;c;bWluZQ==\x1b\\ \x1b[2J \x9b31m \x7f\x00 end"
+HARMLESS = "\ufffd]52;c;bWluZQ==\ufffd\\ \ufffd[2J \ufffd31m \ufffd\ufffd end"
+HOSTILE_RESULT = {"number": 1, "title": HOSTILE, "source": HOSTILE, "document_id": HOSTILE, "text": HOSTILE}
+
+
+def controls(text: str) -> set[str]:
+    return {character for character in text if unicodedata.category(character) == "Cc"} - {"\n", "\t"}
+
+
+@pytest.mark.parametrize(
+    ("route", "reply", "arguments"),
+    [
+        (
+            "POST /v1/answers",
+            json_reply(ANSWER | {"answer": HOSTILE, "citations": [HOSTILE_RESULT], "degraded": [HOSTILE]}),
+            ("ask", "?"),
+        ),
+        ("POST /v1/answers", json_reply(ANSWER | {"timings": [TIMINGS[0] | {"stage": HOSTILE}]}), ("ask", "?")),
+        (
+            "POST /v1/answers",
+            events(("sources", {"sources": [HOSTILE_RESULT]}), ("token", {"text": HOSTILE}), ("done", {})),
+            ("ask", "?", "--stream"),
+        ),
+        ("POST /v1/answers", events(("error", {"error": {"message": HOSTILE}})), ("ask", "?", "--stream")),
+        ("POST /v1/answers", error_reply(400, HOSTILE), ("ask", "?")),
+        ("POST /v1/search", json_reply({"results": [HOSTILE_RESULT]}), ("search", "?")),
+        (
+            "POST /v1/documents",
+            json_reply({"indexed": [], "rejected": [{"id": HOSTILE, "reason": HOSTILE}]}),
+            ("ingest", "a.txt"),
+        ),
+    ],
+    ids=["answer", "timings", "stream", "broken stream", "error", "search", "ingest"],
+)
+def test_control_characters_of_documents_and_servers_never_reach_the_terminal(
+    stub: StubServer,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    route: str,
+    reply: Reply,
+    arguments: tuple[str, ...],
+) -> None:
+    (tmp_path / "a.txt").write_text("Some text.")
+    monkeypatch.chdir(tmp_path)
+    stub.routes[route] = lambda _: reply
+    run(*arguments)
+    printed = "".join(capsys.readouterr())
+    assert "]52;c" in printed
+    assert controls(printed) == set()
+
+
+def test_control_characters_are_replaced_one_by_one_and_lines_stay(
+    stub: StubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.routes["POST /v1/answers"] = lambda _: json_reply(ANSWER | {"answer": f"{HOSTILE}\nÜber 😀"})
+    assert run("ask", "?") == 0
+    assert f"{HARMLESS}\nÜber 😀\n" in capsys.readouterr().out
+
+
+def test_json_escapes_every_control_character_and_says_the_same(
+    stub: StubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = ANSWER | {"answer": f"{HOSTILE} Über 😀\t\r\n"}
+    stub.routes["POST /v1/answers"] = lambda _: json_reply(answer)
+    assert run("ask", "?", "--json") == 0
+    printed = capsys.readouterr().out
+    assert controls(printed) == set()
+    assert "Über 😀" in printed
+    assert json.loads(printed) == answer
 
 
 def test_ask_stream_prints_the_tokens_then_what_they_rest_on(
@@ -217,6 +308,20 @@ def test_status_finds_the_server_by_its_state_file(
     assert (status["url"], status["profile"], status["pid"]) == (stub.url, "local", ProcessId.current().pid)
 
 
+def test_status_with_a_data_directory_reports_no_other_server(
+    stub: StubServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    stub.routes["GET /health/ready"] = lambda _: json_reply({"status": "ready", "stages": {}})
+    stub.routes["GET /v1/collections"] = lambda _: json_reply({"collections": []})
+    other = str(tmp_path / "other")
+    assert run("status", "--data", other) == 3
+    assert f"raglane up --data {other}" in capsys.readouterr().err
+    assert run("status", "--data", other, "--json") == 3
+    assert json.loads(capsys.readouterr().out)["url"] is None
+    assert stub.requests == []
+    assert run("status", "--data", other, "--url", stub.url) == 0
+
+
 def test_without_a_server_status_and_ask_exit_with_the_same_code(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +346,61 @@ def test_an_error_is_one_line_on_stderr(stub: StubServer, capsys: pytest.Capture
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "error: there is no collection 'x' (HTTP 404, request r-1)\n"
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ServerPlan]]:
+    """What each `raglane up` would serve; none serves. HAProxy and its fixed ports are left out."""
+    planned: list[ServerPlan] = []
+
+    def serving(plan: ServerPlan) -> None:
+        planned.append(plan)
+        raise Failure("no server in this test")
+
+    monkeypatch.setattr("serve_app.cli.server_commands.serving", serving)
+    # `up` sets Ray's variables for good.
+    with mock.patch.dict(os.environ, {"RAY_SERVE_ENABLE_HA_PROXY": "0"}):
+        yield planned
+
+
+@pytest.mark.parametrize("data", [[], ["--data", "mine"]])
+def test_a_detached_server_has_the_store_and_the_state_that_it_would_have_in_the_foreground(
+    stub: StubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plans: list[ServerPlan], data: list[str]
+) -> None:
+    application = {"import_path": "serve_app:build_app", "args": {"store": {"uri": "s3://bucket/x"}}}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump({"applications": [application]}))
+    monkeypatch.chdir(tmp_path)
+    started = tmp_path / "started"
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nprintf "%s\\n" "$RAGLANE_DATA" "$@" >{started}\nexit 1\n')
+    python.chmod(0o755)
+    up = ["up", "--config", "my.yaml", "--port", str(free_port()), *data]
+
+    assert run(*up) == 1
+    with mock.patch.object(sys, "executable", str(python)):
+        assert run(*up, "--detach") == 1
+    directory, _, _, *command = started.read_text().splitlines()
+    monkeypatch.setenv("RAGLANE_DATA", directory)
+    assert run(*command) == 1
+
+    foreground, detached = plans
+    assert detached.document == foreground.document
+    assert detached.state_file.data_dir == foreground.state_file.data_dir == tmp_path / (data[1] if data else "data")
+    uri = foreground.document["applications"][0]["args"]["store"]["uri"]
+    assert uri == (str(tmp_path / "mine" / "lancedb") if data else "s3://bucket/x")
+
+
+def test_a_data_directory_is_named_as_the_user_wrote_it(
+    stub: StubServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plans: list[ServerPlan],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("serve_app.cli.server_commands.start_detached", lambda *_: None)
+    assert run("up", "--detach", "--port", str(free_port()), "--data", ":key:[bold]") == 0
+    assert "`raglane down --data :key:[bold]`" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["up", "--profile", "nope"], ["up", "--config", "/no/file"], ["ask"], ["nope"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -124,6 +125,24 @@ def test_a_failing_server_stops_the_ingest(stub: StubServer) -> None:
     with Client(stub.url) as client, pytest.raises(Failure, match="the disk is full"):
         ingest(client, "docs", documents(1000), batch_size=1)
     assert len(stub.requests) < 10
+
+
+@pytest.mark.parametrize("num_documents", [2, 3, 50])
+def test_a_failure_waits_for_no_other_request(stub: StubServer, num_documents: int) -> None:
+    goes_on = threading.Event()
+    waited: list[bool] = []
+
+    def answer(body: Any) -> Reply:
+        if body["documents"][0]["id"] == "0":
+            waited.append(goes_on.wait(30))
+            return index_all(body)
+        return error_reply(500, "the disk is full")
+
+    stub.routes["POST /v1/documents"] = answer
+    with Client(stub.url) as client, pytest.raises(Failure, match="the disk is full"):
+        ingest(client, "docs", documents(num_documents), batch_size=1)
+    assert waited == []
+    goes_on.set()
 
 
 def test_progress_ends_with_every_document_accounted_for(stub: StubServer) -> None:

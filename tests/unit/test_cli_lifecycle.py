@@ -19,6 +19,7 @@ from serve_app.cli.lifecycle import check_before_start, start_detached, stop_ser
 from serve_app.cli.processes import ProcessId, haproxies, listener, port_is_free, remove_haproxy_files
 from serve_app.cli.render import Steps
 from serve_app.cli.state import ServerState, StateFile
+from tests.ports import free_port
 
 SLEEP = "import time; time.sleep(60)"
 HAPROXY_OFF: dict[str, str] = {}
@@ -61,12 +62,6 @@ def has_ended(process: ProcessId, children: list[subprocess.Popen[str]]) -> bool
     for child in children:
         child.poll()
     return not process.is_alive()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_state_is_read_back_as_it_was_written(state_file: StateFile) -> None:
@@ -261,7 +256,7 @@ def test_only_a_directory_that_serve_named_after_its_node_is_removed(tmp_path: P
 
 def test_a_process_that_has_ended_but_is_not_reaped_is_not_alive(children: list[subprocess.Popen[str]]) -> None:
     process = python(children, "")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not process.is_alive()

@@ -117,7 +117,13 @@ class TestNodes:
     def test_ray_starts_with_the_environment_of_every_node(self, kind: str) -> None:
         words = _start_command(kind)
         program = next(index for index, word in enumerate(words) if "=" not in word)
-        assert dict(word.split("=", 1) for word in words[:program]) == {s.name: s.value for s in EVERY_NODE}
+        assert dict(word.split("=", 1) for word in words[:program]) == {
+            **{setting.name: setting.value for setting in EVERY_NODE},
+            "RAY_AUTH_MODE": "token",
+        }
+
+    def test_the_token_is_a_file_of_the_operator_that_lies_where_ray_looks_for_it(self) -> None:
+        assert CLUSTER["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
 
     def test_the_head_starts_as_head_and_workers_join_it(self) -> None:
         head, worker = (_start_command(kind) for kind in START_COMMANDS)
@@ -128,12 +134,20 @@ class TestNodes:
 
     @pytest.mark.parametrize("kind", ["head", "worker"])
     def test_packages_come_from_a_lock(self, kind: str) -> None:
-        (command,) = CLUSTER[f"{kind}_setup_commands"]
+        command, *others = CLUSTER[f"{kind}_setup_commands"]
+        assert len(others) == (kind == "head")
         script = re.search(r"KIND=(\w+) (\S+)", command)
         assert script is not None
         lock_kind, installer = script.groups()
         assert (ROOT / installer).is_file()
         assert (ROOT / "requirements" / f"{lock_kind}.lock").is_file()
+
+    def test_the_head_s_autoscaler_finds_the_cloud_s_library(self) -> None:
+        assert CLUSTER["provider"]["type"] == "aws"
+        pip, install, *arguments = shlex.split(CLUSTER["head_setup_commands"][-1])
+        ray = next(word for word in _start_command("head_start_ray_commands") if word.endswith("/ray"))
+        assert (pip, install) == (ray.removesuffix("ray") + "pip", "install")
+        assert any(re.fullmatch(r"boto3==[\d.]+", argument) for argument in arguments)
 
     def test_the_image_has_the_ray_of_the_lock(self) -> None:
         (version,) = re.findall(r"^ray==([\d.]+)|^ray\[.*\]==([\d.]+)", _lock("gpu"), flags=re.M)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from deployments.context import ContextBuilder, ContextConfig, choose_sources
+from deployments.context import ContextBuilder, ContextConfig, CountTokens
 from deployments.contracts import Passage, Source
 from deployments.prompts import PromptsConfig, prompt_messages, render_source, render_sources
 
@@ -62,6 +62,10 @@ def count_message_words(messages: Sequence[Mapping[str, str]]) -> int:
 
 def texts_of(sources: Sequence[Source]) -> list[str]:
     return [source.passage.text for source in sources]
+
+
+def choose_sources(passages: Iterable[Passage], config: ContextConfig, count_tokens: CountTokens) -> tuple[Source, ...]:
+    return ContextBuilder(config, count_tokens).build("", passages).sources
 
 
 class TestTheBudget:

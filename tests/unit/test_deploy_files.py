@@ -16,6 +16,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
 from deployments.errors import ConfigError
+from deployments.indexer import MAX_INDEXINGS
 from deployments.vllm_generator import to_llm_fields
 from serve_app.app import build_app
 from serve_app.cli.environment import EVERY_NODE
@@ -99,6 +100,15 @@ class TestProfiles:
         indexer = _deployments(profile)["Indexer"]
         assert indexer["num_replicas"] == 1
         assert "autoscaling_config" not in indexer
+
+    @pytest.mark.parametrize("profile", PROFILES)
+    def test_the_indexer_answers_other_calls_beside_all_that_it_indexes(self, profile: str) -> None:
+        assert _deployments(profile)["Indexer"]["max_ongoing_requests"] >= 2 * MAX_INDEXINGS
+
+    def test_the_indexer_answers_other_calls_beside_all_that_it_indexes_without_a_file(self) -> None:
+        built = build_serve_app(build_app(AppConfig()), name="raglane")
+        (indexer,) = [deployment for deployment in built.deployments if deployment.name == "Indexer"]
+        assert indexer.max_ongoing_requests >= 2 * MAX_INDEXINGS
 
     def test_the_local_profile_is_the_default_config_with_what_suits_its_machine_and_its_model(self) -> None:
         suited = {
@@ -191,6 +201,9 @@ class TestKubeRay:
         wanted = {setting.name: setting.value for setting in EVERY_NODE}
         for container in _containers():
             assert {entry["name"]: entry["value"] for entry in container["env"]} == wanted
+
+    def test_ray_s_ports_ask_for_a_token_that_is_not_in_the_file(self) -> None:
+        assert KUBERAY["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}
 
     def test_every_pod_runs_the_same_image(self) -> None:
         assert len({container["image"] for container in _containers()}) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -134,6 +136,7 @@ IRON = Candidate("Iron rusts in moist air. Steel is iron with some carbon.", "ir
 NAMED = Candidate("", "named:0", "Tides of the sea")
 EMPTY = Candidate("", "empty:0")
 STORED = (COAST, BEES, IRON, NAMED, EMPTY)
+LONG_SENTENCE = f"And so {' '.join(['tides' * 16] * 6)} come and go. "
 
 COLUMNS = [
     pa.field("id", pa.string()),
@@ -374,6 +377,39 @@ async def test_many_new_texts_are_embedded_in_slices_and_give_way_to_questions(l
     await score(library.evidence(), Candidate(words), Candidate("One more of them.", title="Short"), vector=vector)
     assert [len(request.texts) for request in library.embedder.requests] == [TEXTS_PER_REQUEST, 7]
     assert {(request.role, request.priority) for request in library.embedder.requests} == {("passage", "bulk")}
+
+
+async def test_nobody_waits_for_the_sentences_of_many_new_texts(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await library.put(*STORED)
+    evidence = library.evidence()
+    expected = await score(library.evidence(), *STORED, *adhoc(COAST))
+    begun, goes_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    waited: list[bool] = []
+
+    def split(text: str) -> list[tuple[int, int]]:
+        if text.startswith("Many texts."):
+            loop.call_soon_threadsafe(begun.set)
+            waited.append(goes_on.wait(BUDGET_S))
+        return split_sentences(text)
+
+    monkeypatch.setattr("deployments.evidence.split_sentences", split)
+    many = asyncio.create_task(score(evidence, Candidate("Many texts. " + LONG_SENTENCE * 300)))
+    await begun.wait()
+    assert alike(await score(evidence, *STORED, *adhoc(COAST)), expected)
+    assert not many.done()
+    goes_on.set()
+    await many
+    assert waited == [True]
+
+
+async def test_new_texts_of_several_slices_score_as_they_do_one_by_one(library: Library) -> None:
+    candidates = [Candidate(f"Text {n} is long. {LONG_SENTENCE * 120}", title=f"Title {n}") for n in range(4)]
+    evidence = library.evidence(coverage_weight=0)
+    together = await score(evidence, *candidates, *adhoc(COAST))
+    assert alike(together, [(await score(evidence, one))[0] for one in (*candidates, *adhoc(COAST))])
 
 
 @pytest.mark.parametrize("error", [StageUnavailable("x"), EngineFailed("x"), DeadlineExceeded("x"), Overloaded("x")])

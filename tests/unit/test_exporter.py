@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from deployments.contracts import StageTiming, Usage
+from deployments.errors import Overloaded
 from deployments.exporter import ENABLED, Exporter, TelemetryConfig, export
 from deployments.tally import SilentTally
-from deployments.telemetry import CACHE_BYTES, DROPPED, REPLICA_BUSY, Metric, Reading
+from deployments.telemetry import CACHE_BYTES, DROPPED, REPLICA_BUSY, REPLICA_SECONDS, Metric, Reading
 
 
 class Told:
-    """Instruments that remember what they were told, by metric and labels."""
+    """Instruments that remember what they were told, by metric and labels in the order of the first time."""
 
     def __init__(self) -> None:
         self.values: defaultdict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(list)
@@ -57,6 +58,14 @@ def test_a_counter_is_there_before_it_has_counted_anything_and_loses_nothing_by_
     exporter.export_once()
     exporter.export_once()
     assert sum(told.values[DROPPED.name, ("embed", "expired")]) == 3.0
+
+
+def test_what_is_read_first_is_told_last_as_the_mark_of_a_whole_export(told: Told) -> None:
+    lifetime: list[Reading] = [(REPLICA_SECONDS, ("ingress",), 4.0)]
+    counts: list[Reading] = [(DROPPED, ("embed", "expired"), 1.0), (CACHE_BYTES, ("answer",), 9)]
+    Exporter([lambda: lifetime, lambda: counts], told.make).export_once()
+    assert [name for name, _ in told.values][-1] == REPLICA_SECONDS.name
+    assert len(told.values) == 3
 
 
 def test_a_gauge_is_told_every_time_because_ray_forgets_it(told: Told) -> None:
@@ -102,6 +111,6 @@ def test_with_telemetry_off_nothing_is_exported_from_a_replica_either(monkeypatc
 def test_where_nothing_is_counted_there_is_nothing_to_read() -> None:
     tally = SilentTally()
     tally.stage("embed", "", 1.0, 0.5, StageTiming())
-    tally.degraded(("rerank",))
+    tally.degraded({"rerank": Overloaded.reason})
     tally.written("extractive", [0.1, 0.2], Usage(1, 2))
     assert list(tally.read()) == []

@@ -21,7 +21,7 @@ def test_a_filter_without_conditions_filters_nothing(nothing: Any) -> None:
 
 def test_every_condition_of_a_filter_must_hold() -> None:
     clause = where_clause({"source": "a.txt", "title": {"gte": "A", "lt": "B"}, "document_id": ["x", "y"]})
-    assert clause == "source = 'a.txt' AND title >= 'A' AND title < 'B' AND (document_id = 'x' OR document_id = 'y')"
+    assert clause == "source = 'a.txt' AND title >= 'A' AND title < 'B' AND document_id IN ('x', 'y')"
 
 
 def test_what_is_looked_for_in_a_text_stays_in_its_literal() -> None:

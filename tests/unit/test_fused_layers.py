@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,6 +28,23 @@ def transformer(activation: str = "gelu") -> Any:
     return BertModel(config).eval()
 
 
+def mpnet() -> Any:
+    """Its layers attend in a way of their own."""
+    import torch
+    from transformers import MPNetConfig, MPNetModel
+
+    torch.manual_seed(0)
+    config = MPNetConfig(
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        initializer_range=0.3,
+    )
+    return MPNetModel(config).eval()
+
+
 def hidden_states(model: Any, *shape: int) -> Any:
     import torch
 
@@ -34,9 +53,9 @@ def hidden_states(model: Any, *shape: int) -> Any:
         return model(input_ids=ids).last_hidden_state
 
 
-@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("make", [transformer, partial(transformer, "relu"), mpnet], ids=["gelu", "relu", "mpnet"])
 def test_without_a_compiler_fused_layers_say_the_same(
-    activation: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     import torch
 
@@ -47,7 +66,7 @@ def test_without_a_compiler_fused_layers_say_the_same(
         return raise_when_called
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    model = transformer(activation)
+    model = make()
     expected = hidden_states(model, 2, 9)
     fuse_layers(model)
     assert torch.allclose(hidden_states(model, 2, 9), expected, atol=1e-5)

@@ -99,7 +99,10 @@ def test_a_sentence_in_two_sources_is_quoted_once_from_the_first() -> None:
         "The moon.",
         "潮汐。",
         "```\nx = 1 + 2\n```",
+        "~~~\nx = 1 + 2\n~~~",
+        "end of code\nreturn z\n```",
         "- The moon.",
+        "Making the tides",
     ],
 )
 def test_what_states_nothing_is_never_quoted_however_close_it_is(sentence: str) -> None:
@@ -109,6 +112,27 @@ def test_what_states_nothing_is_never_quoted_however_close_it_is(sentence: str) 
 @pytest.mark.parametrize("marker", ["- ", "* ", "> ", "• ", "1. ", "12) "])
 def test_a_quote_goes_without_the_marker_of_its_list(marker: str) -> None:
     assert choose([(marker + TIDES, 0.9)]) == [(TIDES, 1)]
+
+
+@pytest.mark.parametrize(
+    "sentence", ["> 90 % of samples were positive.", "- 5 degrees is the limit.", "+ 5 degrees is the limit."]
+)
+def test_a_sign_before_a_number_is_no_marker(sentence: str) -> None:
+    assert choose([(sentence, 0.9)]) == [(sentence, 1)]
+
+
+@pytest.mark.parametrize("sentence", ["3. Oktober 1990 ist der Tag.", "- not only the sun does."])
+def test_what_looks_like_a_marker_inside_a_line_is_none(sentence: str) -> None:
+    assert choose([("Der Tag:", 0.1), (sentence, 0.9)]) == [(sentence, 1)]
+
+
+def test_a_marker_on_a_later_line_is_taken_off() -> None:
+    assert choose([("The list:\n ", 0.1), (f"- {TIDES}", 0.9)]) == [(TIDES, 1)]
+
+
+@pytest.mark.parametrize("sentence", ["서울은 한국의 수도이다.", "Ankara Türkiye'nin başkentidir.", "他来了。"])
+def test_three_words_with_a_full_stop_are_a_statement(sentence: str) -> None:
+    assert choose([(sentence, 0.9)]) == [(sentence, 1)]
 
 
 def test_white_space_inside_a_quote_is_folded() -> None:
@@ -275,6 +299,16 @@ async def test_an_answer_cites_its_sources_and_nothing_that_they_cite(answerer: 
     citations = CitationFilter(2)
     assert citations.feed(text) + citations.flush() == text
     assert (citations.cited, citations.removed) == ((2,), ())
+
+
+async def test_quotes_behind_a_long_fence_are_cited(answerer: Answerer) -> None:
+    code = "make the tides of the sea\n" * 40
+    text, _ = await answerer.answer(source(1, f"```\n{code}```"), source(2, COAST), min_score=0.01, max_drop=1)
+    citations = CitationFilter(2)
+    citations.feed(text)
+    citations.flush()
+    assert "```" not in text
+    assert 2 in citations.cited
 
 
 QUESTIONS = (QUESTION, "How does a hive get its eggs?", "Who lays the coast?", "How do I renew my passport?", "?")

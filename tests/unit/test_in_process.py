@@ -26,9 +26,10 @@ from deployments.contracts import (
 from deployments.errors import DeadlineExceeded, EngineFailed
 from deployments.hop import serve_each
 from deployments.in_process import InProcessAnswerer, InProcessReranker
+from deployments.telemetry import DROPPED
 
 ASKED = RerankRequest("tides", (Candidate("The moon pulls.", "1"), Candidate("Bees hum.", "2")), "docs", None)
-QUESTION = GenerateRequest("tides", (), (), GenerationOptions(), budget_s=10)
+QUESTION = GenerateRequest("tides", (), (), GenerationOptions(), budget_s=60)
 END = Generated("stop", Usage(1, 1), StageTiming(), "quick")
 
 
@@ -65,7 +66,7 @@ class Stage:
 
 
 async def test_scores_come_with_the_stage_s_own_timing() -> None:
-    scored = await InProcessReranker(Stage()).rerank(ASKED, 10)
+    scored = await InProcessReranker(Stage()).rerank(ASKED, 60)
     assert scored.value.tolist() == [0, 1]
     assert scored.timing.compute_s == 0.5
 
@@ -82,10 +83,13 @@ async def test_an_answer_comes_as_its_events() -> None:
     ],
 )
 async def test_a_failure_is_the_caller_s(stage: Stage, expected: str) -> None:
+    reranker, answerer = InProcessReranker(stage), InProcessAnswerer(stage)
     with pytest.raises(EngineFailed, match=expected):
-        await InProcessReranker(stage).rerank(ASKED, 10)
+        await reranker.rerank(ASKED, 60)
     with pytest.raises(EngineFailed, match=expected):
-        await _read(InProcessAnswerer(stage).generate(QUESTION))
+        await _read(answerer.generate(QUESTION))
+    assert list(reranker.read()) == [(DROPPED, ("rerank", "failed"), 1)]
+    assert list(answerer.read()) == [(DROPPED, ("generate", "failed"), 1)]
 
 
 async def test_work_ends_with_its_budget() -> None:

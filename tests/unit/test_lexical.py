@@ -140,6 +140,18 @@ def test_scripts_without_spaces_share_words_with_a_sentence_that_holds_them(ques
     assert len(shared) >= 2
 
 
+@pytest.mark.parametrize("word", ["हिन्दी", "தமிழ்", "বাংলা", "مُحَمَّدٌ", "שָׁלוֹם", "q\u0307\u0323a"])
+def test_vowel_signs_and_accents_are_inside_words(word: str) -> None:
+    assert len(ENGLISH.terms(word)) == 1
+    assert len(ENGLISH.terms(f"({word}) {word}, \u093f")) == 1
+
+
+def test_words_that_share_letters_under_their_vowel_signs_are_not_shared() -> None:
+    question = set(ENGLISH.question_terms("भारत की राजधानी क्या है?").tolist())
+    assert not question & set(ENGLISH.terms("मैं रोज सुबह दौड़ता हूँ।").tolist())
+    assert len(question & set(ENGLISH.terms("नई दिल्ली भारत की राजधानी है।").tolist())) == 4
+
+
 @given(st.text(), st.text())
 def test_stems_are_sorted_and_distinct_and_those_of_two_texts_are_those_of_both(one: str, other: str) -> None:
     found = ENGLISH.terms(f"{one} {other}")
@@ -182,6 +194,7 @@ def test_an_unknown_language_is_refused_with_the_known_ones() -> None:
         ("caf\u00e9", "the Cafe\u0301"),
         ("a.b*", "see a.b* there"),
         ("数据", "一个大数据库"),
+        ("हिन्दी", "यह हिन्दी में है"),
     ],
 )
 def test_a_phrase_is_found_whatever_its_case_and_white_space(phrase: str, text: str) -> None:
@@ -194,6 +207,7 @@ def test_a_phrase_is_found_whatever_its_case_and_white_space(phrase: str, text: 
         ("rust", "This is frustrating."),
         ("rust", "trust"),
         ("rust", "rusty"),
+        ("हिन", "हिन्दी"),
         ("red planet", "a red and cold planet"),
         ("red planet", "redplanet"),
         ("a.b", "acb"),

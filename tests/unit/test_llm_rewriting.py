@@ -72,18 +72,18 @@ def _reply(*queries: str, question: str = QUESTION) -> str:
 
 
 async def _rewrite(reply: str, history: Sequence[str] = HISTORY, **config: Any) -> Rewritten:
-    return (await _rewriter(Scripted(reply), **config).rewrite(QUESTION, history, 5.0)).value
+    return (await _rewriter(Scripted(reply), **config).rewrite(QUESTION, history, 60.0)).value
 
 
 class TestRequest:
     async def test_the_prompt_the_budget_and_the_schema_reach_the_generator(self) -> None:
         generator = Scripted(_reply())
         rewriter = _rewriter(generator, max_queries=3, max_query_chars=100, max_tokens=64, temperature=0.5)
-        await rewriter.rewrite(QUESTION, HISTORY, 5.0, request_id="r-1")
+        await rewriter.rewrite(QUESTION, HISTORY, 60.0, request_id="r-1")
 
         (request,) = generator.requests
         assert request.messages == _messages(QUESTION, HISTORY)
-        assert (request.question, request.sources, request.budget_s) == (QUESTION, (), 5.0)
+        assert (request.question, request.sources, request.budget_s) == (QUESTION, (), 60.0)
         assert (request.options.max_tokens, request.options.temperature) == (64, 0.5)
         assert request.options.json_schema is not None
         assert request.options.json_schema["properties"]["queries"]["maxItems"] == 3
@@ -91,12 +91,12 @@ class TestRequest:
     @pytest.mark.parametrize(("given_id", "sent_id"), [("r-1", "r-1-rewrite"), ("", "")])
     async def test_the_rewriting_has_a_name_of_its_own_beside_the_answer(self, given_id: str, sent_id: str) -> None:
         generator = Scripted(_reply())
-        await _rewriter(generator).rewrite(QUESTION, (), 5.0, request_id=given_id)
+        await _rewriter(generator).rewrite(QUESTION, (), 60.0, request_id=given_id)
 
         assert generator.requests[0].request_id == sent_id
 
     async def test_the_time_is_the_generator_s(self) -> None:
-        rewritten = await _rewriter(Scripted(_reply("bridge builder"))).rewrite(QUESTION, (), 5.0)
+        rewritten = await _rewriter(Scripted(_reply("bridge builder"))).rewrite(QUESTION, (), 60.0)
 
         assert rewritten.timing == TIMING
 
@@ -202,23 +202,23 @@ class TestBrokenReplies:
         generator = Scripted(_reply("bridge builder")[:-6], finish_reason="length")
 
         with pytest.raises(EngineFailed, match="max_tokens"):
-            await _rewriter(generator).rewrite(QUESTION, (), 5.0)
+            await _rewriter(generator).rewrite(QUESTION, (), 60.0)
 
     async def test_a_reply_that_is_complete_at_the_limit_counts(self) -> None:
         generator = Scripted(_reply("bridge builder"), finish_reason="length")
 
-        rewritten = await _rewriter(generator).rewrite(QUESTION, (), 5.0)
+        rewritten = await _rewriter(generator).rewrite(QUESTION, (), 60.0)
         assert rewritten.value.queries == ("bridge builder",)
 
     async def test_a_generator_that_breaks_off_fails_even_after_complete_json(self) -> None:
         with pytest.raises(EngineFailed, match="broke off"):
-            await _rewriter(Scripted(_reply("a"), ends=False)).rewrite(QUESTION, (), 5.0)
+            await _rewriter(Scripted(_reply("a"), ends=False)).rewrite(QUESTION, (), 60.0)
 
     async def test_the_generator_s_own_error_passes_through(self) -> None:
         generator = Scripted(_reply("a"), error=EngineDead("gone"))
 
         with pytest.raises(EngineDead):
-            await _rewriter(generator).rewrite(QUESTION, (), 5.0)
+            await _rewriter(generator).rewrite(QUESTION, (), 60.0)
         assert generator.num_running == 0
 
 
@@ -274,11 +274,11 @@ class TestConfigAndSchema:
 
     async def test_a_query_that_fills_the_schema_was_cut_off_and_is_dropped(self) -> None:
         generator = Scripted(_reply())
-        await _rewriter(generator, max_query_chars=20).rewrite(QUESTION, (), 5.0)
+        await _rewriter(generator, max_query_chars=20).rewrite(QUESTION, (), 60.0)
         schema = generator.requests[0].options.json_schema
         assert schema is not None
 
         generator.reply = _reply("x" * schema["properties"]["queries"]["items"]["maxLength"], "whole")
-        rewritten = await _rewriter(generator, max_query_chars=20).rewrite(QUESTION, (), 5.0)
+        rewritten = await _rewriter(generator, max_query_chars=20).rewrite(QUESTION, (), 60.0)
 
         assert rewritten.value.queries == ("whole",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from deployments.contracts import Document, RejectedDocument
 from deployments.errors import InvalidInput
 from deployments.ingestion.loaders import SUPPORTED_SUFFIXES, count, load
+from deployments.ingestion.preparation import MAX_TITLE_CHARS
 
 SAMPLES = Path(__file__).parents[3] / "shared/data/documents"
 
@@ -116,6 +118,31 @@ def test_files_and_directories_without_permission_are_rejected_and_the_rest_goes
     (tmp_path / "b").chmod(0o700)
 
 
+def test_what_nobody_may_look_at_is_rejected_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.txt", "locked.txt", "z.txt"):
+        write(tmp_path / "book" / name, "Some text.")
+    stat = Path.stat
+
+    def refuse(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if path.name == "locked.txt":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    paths = [tmp_path / "book", tmp_path / "book/locked.txt"]
+
+    items = list(load(paths))
+
+    assert [item.id for item in items if isinstance(item, Document)] == ["book/a.txt", "book/z.txt"]
+    assert [item for item in items if isinstance(item, RejectedDocument)] == [
+        RejectedDocument("book/locked.txt", "can't be read: Permission denied"),
+        RejectedDocument("locked.txt", "can't be read: Permission denied"),
+    ]
+    assert count(paths) == 4
+
+
 def test_links_in_a_circle_and_broken_links_are_rejected(tmp_path: Path) -> None:
     write(tmp_path / "book/a.txt", "Some text.")
     (tmp_path / "book/circle").symlink_to(tmp_path / "book", target_is_directory=True)
@@ -127,6 +154,79 @@ def test_links_in_a_circle_and_broken_links_are_rejected(tmp_path: Path) -> None
         "book/circle": "a link to a directory that contains it",
         "book/nothing.txt": "a broken link",
     }
+
+
+def test_links_out_of_a_directory_and_to_what_is_hidden_in_it_are_rejected(tmp_path: Path) -> None:
+    book = write(tmp_path / "book/a.txt", "Some text.").parent
+    write(tmp_path / "credentials", "a secret")
+    write(tmp_path / "other/b.txt", "a secret")
+    write(book / ".git/config", "a secret")
+    (book / "notes.txt").symlink_to(tmp_path / "credentials")
+    (book / "more.txt").symlink_to("notes.txt")
+    (book / "other").symlink_to("../other", target_is_directory=True)
+    (book / "config.txt").symlink_to(".git/config")
+
+    items = list(load([book]))
+
+    assert [item.id for item in items if isinstance(item, Document)] == ["book/a.txt"]
+    assert {item.id: item.reason for item in items if isinstance(item, RejectedDocument)} == {
+        "book/config.txt": "a link to what is hidden",
+        "book/more.txt": "a link that leads out of the directory that was named",
+        "book/notes.txt": "a link that leads out of the directory that was named",
+        "book/other": "a link that leads out of the directory that was named",
+    }
+    assert count([book]) == len(items)
+
+
+def test_the_files_of_a_mounted_config_map_are_read(tmp_path: Path) -> None:
+    root = tmp_path / "docs"
+    write(root / "..2026_11_28" / "a.txt", "Some text.")
+    (root / "..data").symlink_to("..2026_11_28")
+    (root / "a.txt").symlink_to("..data/a.txt")
+    assert [item.id for item in load([root])] == ["docs/a.txt"]
+    assert document(root / "a.txt").text == "Some text."
+
+
+def test_links_that_are_named_and_links_to_files_beside_them_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "book/part/a.txt", "Some text.")
+    (tmp_path / "book/b.txt").symlink_to("part/a.txt")
+    (tmp_path / "shelf").symlink_to("book", target_is_directory=True)
+    (tmp_path / "c.txt").symlink_to("book/b.txt")
+
+    items = list(load([tmp_path / "shelf", tmp_path / "c.txt"]))
+
+    assert all(isinstance(item, Document) for item in items)
+    assert [item.id for item in items] == ["book/b.txt", "book/part/a.txt", "c.txt"]
+
+
+def test_directories_that_are_linked_over_and_over_are_read_once(tmp_path: Path) -> None:
+    for level in range(8):
+        directory = tmp_path / "book" / "/".join(["down"] * level)
+        write(directory / "down/a.txt", "Some text.")
+        (directory / "again").symlink_to("down", target_is_directory=True)
+
+    items = list(load([tmp_path / "book"]))
+
+    assert len([item for item in items if isinstance(item, Document)]) == 8
+    assert {item.reason for item in items if isinstance(item, RejectedDocument)} == {
+        "a link to a directory that is read under its own name"
+    }
+    assert count([tmp_path / "book"]) == len(items) == 16
+
+
+def test_directories_nested_over_a_thousand_deep_are_read(tmp_path: Path) -> None:
+    directories = [f"{tmp_path}/book{'/d' * depth}" for depth in range(1200)]
+    for directory in directories:
+        os.mkdir(directory)
+    file = write(Path(directories[-1]) / "a.txt", "Some text.")
+    try:
+        [item] = load([tmp_path / "book"])
+    finally:
+        file.unlink()
+        for directory in reversed(directories):
+            os.rmdir(directory)
+
+    assert item.id.endswith("/d/a.txt")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -163,6 +263,22 @@ def test_markup_gives_the_title_and_the_metadata(tmp_path: Path) -> None:
 
     assert (markdown.title, markdown.text, markdown.metadata) == ("The title", "# The title\n", {"author": "Ada"})
     assert (html.title, html.text) == ("The page", "Some text.")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.html", "<title>{}</title><p>Some text."),
+        ("a.html", "<h1>{}</h1><p>Some text."),
+        ("a.md", "---\ntitle: {}\n---\nSome text."),
+        ("a.md", "# {}\n\nSome text."),
+    ],
+)
+def test_a_title_that_the_indexer_would_refuse_is_cut(tmp_path: Path, name: str, content: str) -> None:
+    long = "A paragraph as a heading. " * 100
+    title = document(write(tmp_path / name, content.format(long.strip()))).title
+    assert long.startswith(title)
+    assert 0 < len(title) <= MAX_TITLE_CHARS
 
 
 @pytest.mark.parametrize("name", ["note.md", "note.html", "note.txt"])
@@ -248,7 +364,7 @@ def test_count_adds_files_and_lines(tmp_path: Path) -> None:
     assert count([tmp_path]) == 5
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(raw=st.one_of(st.binary(), st.text().map(str.encode)), suffix=st.sampled_from(sorted(SUPPORTED_SUFFIXES)))
 def test_any_bytes_are_loaded_or_rejected(tmp_path: Path, raw: bytes, suffix: str) -> None:
     items = list(load([write(tmp_path / f"any{suffix}", raw)]))

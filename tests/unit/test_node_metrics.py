@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 
-import pytest
-
-from serve_app.node_metrics import Node, parse, scrape
+from serve_app.node_metrics import Node, Snapshot, parse, scrape
+from serve_app.stage_figures import NodeState
+from tests.ports import free_port
 from tests.stub_server import StubServer
 
 PAGE = """# HELP ray_raglane_stage_count_total How often.
@@ -38,21 +37,13 @@ def port_of(server: StubServer) -> int:
     return int(server.url.rpartition(":")[2])
 
 
-@pytest.fixture
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-async def test_nodes_are_read_side_by_side_and_a_dead_one_is_named(closed_port: int) -> None:
+async def test_nodes_are_read_side_by_side_and_a_dead_one_is_named() -> None:
     with StubServer() as stub, StubServer() as failing:
         stub.routes["GET /metrics"] = lambda _: (200, {"content-type": "text/plain"}, PAGE.encode())
         failing.routes["GET /metrics"] = lambda _: (500, {}, b"no")
         nodes = [
             Node("here", "127.0.0.1", port_of(stub)),
-            Node("dead", "127.0.0.1", closed_port),
+            Node("dead", "127.0.0.1", free_port()),
             Node("ill", "127.0.0.1", port_of(failing)),
         ]
         snapshot = await scrape(nodes)
@@ -65,3 +56,14 @@ async def test_nodes_are_read_side_by_side_and_a_dead_one_is_named(closed_port: 
         "ray_raglane_stage_count_total",
         "ray_raglane_stage_seconds_bucket_total",
     ]
+
+
+def test_another_application_of_the_same_cluster_is_left_out() -> None:
+    page = "".join(
+        f'ray_raglane_stage_count_total{{stage="search",branch="",application="{name}"}} {count}\n'
+        for name, count in (("blue", 1), ("green", 2))
+    )
+    here = NodeState("here", "127.0.0.1", 1, "", None)
+    snapshot = Snapshot(5.0, parse(page), (here,), 7.0).of_application("green")
+    assert [series.value for series in snapshot.series] == [2]
+    assert (snapshot.taken_at_s, snapshot.nodes, snapshot.taken_at_unix_s) == (5.0, (here,), 7.0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from deployments import packed_runtime
 from deployments.embedder import EmbedderConfig, SentenceEncoder, Text
 from deployments.errors import ConfigError
 from deployments.packed_encoder import PackedEncoder
+from deployments.packed_rows import RowPackedModel
 from deployments.packed_runtime import PackedModule
 from deployments.packed_scorer import PackedScorer
 from deployments.reranker import CrossEncoderScorer, RerankerConfig
@@ -64,6 +66,52 @@ def test_a_model_that_is_not_made_like_bert_is_refused() -> None:
         PackedModule("embedder", Other(), lambda features: None, ("input_ids",), 512)
 
 
+class FirstTokens:
+    """As much of a sentence-transformers model as packing asks for, around a tiny transformer of random weights."""
+
+    SIZES: ClassVar = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+
+    def __init__(self, model_class: Any) -> None:
+        import torch
+
+        self.device = torch.device("cpu")
+        config = model_class.config_class(num_hidden_layers=2, initializer_range=0.3, **self.SIZES)
+        self.transformers_model = model_class(config).eval()
+
+    def __call__(self, features: dict[str, Any]) -> Any:
+        return self.transformers_model(**features).last_hidden_state[:, 0]
+
+
+INPUT_NAMES = ("input_ids", "attention_mask")
+PACKINGS = (
+    lambda module: PackedModule("embedder", module, module, INPUT_NAMES, 512),
+    lambda module: RowPackedModel(module, module, INPUT_NAMES, 512),
+)
+
+
+@pytest.mark.parametrize("pack", PACKINGS, ids=["one row", "rows"])
+def test_a_model_whose_layers_attend_in_their_own_way_is_refused(pack: Callable[[Any], Any]) -> None:
+    from transformers import MPNetModel
+
+    with pytest.raises(ConfigError):
+        pack(FirstTokens(MPNetModel))
+
+
+@pytest.mark.parametrize("pack", PACKINGS, ids=["one row", "rows"])
+def test_a_model_that_takes_no_other_attention_is_refused(
+    pack: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import BertModel
+
+    def refuse(*_: Any) -> NoReturn:
+        raise ValueError("no such attention")
+
+    module = FirstTokens(BertModel)
+    monkeypatch.setattr(BertModel, "set_attn_implementation", refuse)
+    with pytest.raises(ConfigError, match="no such attention"):
+        pack(module)
+
+
 def test_a_packed_model_whose_texts_read_each_other_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def one_text_of_all(query: Any, key: Any, value: Any, layout: Any, scaling: float | None) -> Any:
         import torch
@@ -88,3 +136,17 @@ def test_positions_that_do_not_begin_anew_with_each_text_are_found_out(
 def test_packed_attention_on_a_gpu_wants_half_precision() -> None:
     with pytest.raises(ConfigError, match="float32"):
         packed_runtime._flash_attention("float32")
+
+
+def test_the_end_of_a_batch_is_marked_on_the_device_that_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    class Event:
+        stream = "that of the current device"
+
+        def record(self, stream: str = stream) -> None:
+            self.stream = stream
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"that of {device}")
+    assert packed_runtime._mark(torch.device("cuda:1")).stream == "that of cuda:1"

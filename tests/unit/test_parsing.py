@@ -6,7 +6,7 @@ import unicodedata
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -54,6 +54,16 @@ def test_a_question_without_text_is_refused(raw: str) -> None:
         parse_question(raw)
 
 
+def test_marks_on_a_letter_beyond_what_any_script_has_are_left_out() -> None:
+    # In order of their classes they would be thousands, after minutes.
+    assert len(clean_question("a" + "\u0301\u0316" * 50_000 + "b", max_chars=8192)) <= 32
+
+
+def test_megabytes_are_refused_without_being_cleaned() -> None:
+    with pytest.raises(InvalidInput, match="the question has 800001 characters; shorten it to 8192"):
+        clean_question("a" + "\u0301\u0316" * 400_000, max_chars=8192)
+
+
 def test_a_question_is_measured_after_cleaning_and_a_longer_one_refused_with_both_lengths() -> None:
     config = ParsingConfig(question_max_chars=10)
     assert parse_question("  " + "a" * 10 + " \n", config).text == "a" * 10
@@ -61,7 +71,6 @@ def test_a_question_is_measured_after_cleaning_and_a_longer_one_refused_with_bot
         parse_question("a" * 11, config)
 
 
-@settings(deadline=None)
 @given(st.text() | st.lists(st.sampled_from(PIECES)).map("".join) | st.lists(st.sampled_from(PIECES)).map(" ".join))
 @example('source:x "a year:2001 b" year:2002?')
 def test_a_parsed_question_stays_as_it_is_and_its_questions_hold_all_of_it(raw: str) -> None:
@@ -104,7 +113,19 @@ class TestInlineFilters:
             ("cats year:2001..2010", "cats", {"year": {"gte": 2001, "lte": 2010}}),
             ("cats date:2020-01-01..2020-12-31", "cats", {"date": {"gte": "2020-01-01", "lte": "2020-12-31"}}),
             ("cats date:>=2020", "cats", {"date": {"gte": "2020"}}),
-            ("cats date:2020-01", "cats", {"date": "2020-01"}),
+            ("cats date:2020-01", "cats", {"date": {"gte": "2020-01", "lt": "2020-02"}}),
+            ("cats date:2020", "cats", {"date": {"gte": "2020", "lt": "2021"}}),
+            ("cats date:2020-12", "cats", {"date": {"gte": "2020-12", "lt": "2021"}}),
+            ("cats date:>2020", "cats", {"date": {"gte": "2021"}}),
+            ("cats date:<=2020", "cats", {"date": {"lt": "2021"}}),
+            ("cats date:<2020-09 date:>=2019", "cats", {"date": {"gte": "2019", "lt": "2020-09"}}),
+            ("cats date:2020..2021", "cats", {"date": {"gte": "2020", "lt": "2022"}}),
+            ("cats date:2020..2021-06-05", "cats", {"date": {"gte": "2020", "lte": "2021-06-05"}}),
+            ("cats date:2020-05-01", "cats", {"date": "2020-05-01"}),
+            ("cats date:!=2020-05-01 date:<=9999", "cats", {"date": {"ne": "2020-05-01", "lte": "9999"}}),
+            ('cats date:"2020"', "cats", {"date": "2020"}),
+            ('cats year:"2001-2010"', "cats", {"year": "2001-2010"}),
+            ("cats year:2001...", "cats...", {"year": 2001}),
             ("cats metadata.month:2020-01", "cats", {"metadata.month": "2020-01"}),
             ("cats metadata.score:>0.5", "cats", {"metadata.score": {"gt": 0.5}}),
             ("cats metadata.score:-2", "cats", {"metadata.score": -2}),
@@ -171,6 +192,15 @@ class TestInlineFilters:
             ("cats year:2001 year:>1990", "'year' is given both as a value and as a comparison"),
             ("cats year:>1990 year:2001 year:2002", "'year' is given both as a value and as a comparison"),
             ("cats year:>1990 year:>2000", "'year' has two values for 'gt'"),
+            ("cats year:2001...2010", "'year' has no range in '2001...2010'; write 'year:FROM..TO'"),
+            ("cats date:2001...2010", "'date' has no range in '2001...2010'"),
+            ("cats metadata.score:1..b", "'metadata.score' has no range in '1..b'"),
+            ("cats year:2001-2010", "'year' can't read '2001-2010'; write .*'year:2001..2010'"),
+            ("cats year:2001,2002", "'year' can't read '2001,2002'"),
+            ("cats year:>=2001,2002", "'year' can't read '2001,2002'"),
+            ("cats year:=2001", "'year' can't read '=2001'"),
+            ("cats date:2020-2021", "'date' can't read '2020-2021'"),
+            ("cats date:!=2020", "'date' can't leave out '2020' as a whole; write 'date:<2020' or 'date:>2020'"),
             ("cats source:a source:b", "'source' has two values for 'contains'"),
             ("source:wiki year:2001", "holds only filters"),
         ],

@@ -284,6 +284,15 @@ def test_retrieval_scores_of_zero_leave_the_order_to_the_reranker() -> None:
     assert [passage.id for passage in blended] == ["p1", "p0"]
 
 
+@given(st.lists(st.tuples(scores, scores), max_size=20), st.floats(0, 2), st.integers(0, 25), st.integers(0, 25))
+def test_a_limit_keeps_the_best_of_what_is_blended(
+    pairs: list[tuple[float, float]], weight: float, num_reranked: int, limit: int
+) -> None:
+    passages = passages_with(*(retrieval for retrieval, _ in pairs))
+    rerank_scores = np.array([rerank for _, rerank in pairs[:num_reranked]], np.float32)
+    assert blend(passages, rerank_scores, weight, limit) == blend(passages, rerank_scores, weight)[:limit]
+
+
 @given(st.lists(st.tuples(scores, scores), max_size=20), st.floats(0, 2))
 def test_blending_loses_no_passage_and_orders_by_its_scores(pairs: list[tuple[float, float]], weight: float) -> None:
     passages = passages_with(*(retrieval for retrieval, _ in pairs))

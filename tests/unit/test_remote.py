@@ -34,6 +34,7 @@ from deployments.errors import (
 )
 from deployments.prompts import PromptsConfig, prompt_messages
 from deployments.remote import Handle, RemoteGenerator, RemoteIndexer, readiness, translate
+from deployments.telemetry import DROPPED
 from tests.handles import LocalHandle
 
 SECRETS = ("Traceback", "pid=", "4711", "10.20.30.40", "secret_function", "/srv/secret.py", "actor_id", "0xabc")
@@ -175,6 +176,14 @@ async def test_a_failure_half_way_through_a_stream_is_our_error() -> None:
     with pytest.raises(EngineDead) as failed:
         await anext(events)
     assert str(failed.value) == "gone"
+    assert list(generator.read()) == [(DROPPED, ("generate", "unavailable"), 1)]
+
+
+async def test_what_a_generator_refuses_is_no_item_dropped() -> None:
+    generator = RemoteGenerator(LocalHandle(Answerer(task_error(InvalidInput("too long")).as_instanceof_cause())))
+    with pytest.raises(InvalidInput):
+        _ = [event async for event in generator.generate(request())]
+    assert list(generator.read()) == []
 
 
 async def test_a_stream_cancelled_from_outside_is_a_stage_that_is_unavailable() -> None:
@@ -183,6 +192,7 @@ async def test_a_stream_cancelled_from_outside_is_a_stage_that_is_unavailable() 
         _ = [event async for event in generator.generate(request())]
 
 
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("give_up", ["close", "deadline", "cancel"])
 async def test_a_stream_that_nobody_waits_for_is_cancelled_at_the_replica(give_up: str) -> None:
     handle = RecordingHandle(Answerer(pause_s=60))
@@ -218,6 +228,7 @@ class Writer:
             self.cancelled.set()
 
 
+@pytest.mark.virtual_time
 async def test_a_write_that_takes_longer_than_its_budget_is_given_up_and_cancelled() -> None:
     writer = Writer()
     with pytest.raises(DeadlineExceeded):
@@ -237,6 +248,7 @@ class Describes:
         return "fine"
 
 
+@pytest.mark.virtual_time
 async def test_readiness_tells_for_each_stage_whether_it_answers_and_why_not() -> None:
     dead = ActorDiedError(DEATH)
     handles: dict[str, Handle] = {

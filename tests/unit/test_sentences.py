@@ -49,7 +49,7 @@ def without_whitespace(text: str) -> str:
     return "".join(text.split())
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(text=TEXTS, max_chars=st.integers(1, 80))
 def test_spans_are_in_order_trimmed_within_the_limit_and_lose_nothing(text: str, max_chars: int) -> None:
     spans = split_sentences(text, max_chars)
@@ -167,6 +167,13 @@ def test_fragments_join_a_neighbour_of_their_block_only() -> None:
     ]
 
 
+def test_a_short_question_joins_its_answer_not_the_statement_before_it() -> None:
+    assert sentences("The pump must be primed before use. Why? Because air in it keeps it from drawing.") == [
+        "The pump must be primed before use.",
+        "Why? Because air in it keeps it from drawing.",
+    ]
+
+
 def test_a_long_sentence_is_cut_after_clauses() -> None:
     clause = "and then it went on for a while, "
 
@@ -181,6 +188,13 @@ def test_a_word_without_an_end_is_cut_hard() -> None:
 
     assert "".join(pieces) == "a" * 10_000
     assert max(map(len, pieces)) <= 600
+
+
+@pytest.mark.parametrize("opening", ["~" * 200_000, "```" + "a" * 200_000, "```" + "\t" * 200_000])
+def test_what_only_looks_like_a_fence_is_read_in_linear_time(opening: str) -> None:
+    pieces = sentences(f"{opening}`. Why is it so?")
+
+    assert without_whitespace("".join(pieces)) == without_whitespace(f"{opening}`. Why is it so?")
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\r\n\t\u00a0\u2003\n"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -25,8 +26,15 @@ def names(arranged: Sequence[Source]) -> str:
     return "".join(source.passage.id for source in arranged)
 
 
+def ordered(order: PrefixOrder, wanted: Sequence[Source]) -> list[Source]:
+    """The sources in the order in which they are sent, which is remembered."""
+    arranged = order.order(wanted)
+    order.record(arranged)
+    return arranged
+
+
 def arrange(order: PrefixOrder, wanted: Sequence[str]) -> str:
-    return names(order.arrange(sources(wanted)))
+    return names(ordered(order, sources(wanted)))
 
 
 REQUESTS = st.lists(st.permutations("abcdefgh").flatmap(lambda p: st.integers(0, 8).map(lambda n: p[:n])), max_size=20)
@@ -170,7 +178,7 @@ def test_overlapping_requests_share_more_of_their_beginnings_than_by_rank(
 ) -> None:
     requests = overlapping_requests(num_topics, passages_per_topic, num_unique, seed)
     by_rank = shared_share(requests, lambda ranked: ranked)
-    arranged = shared_share(requests, PrefixOrder(4096).arrange)
+    arranged = shared_share(requests, partial(ordered, PrefixOrder(4096)))
     assert arranged > 2 * by_rank
     if not num_unique:
         assert arranged > 0.5
@@ -178,4 +186,4 @@ def test_overlapping_requests_share_more_of_their_beginnings_than_by_rank(
 
 def test_requests_without_anything_in_common_share_nothing_either_way() -> None:
     requests = [[f"{number}/{place}" for place in range(8)] for number in range(50)]
-    assert shared_share(requests, PrefixOrder(4096).arrange) == 0.0
+    assert shared_share(requests, partial(ordered, PrefixOrder(4096))) == 0.0

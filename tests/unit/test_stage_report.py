@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from deployments.contracts import STAGES, Stage, StageTiming
 from deployments.tally import BatchTally, LaneTally, Latency
 from deployments.telemetry import BOUNDS_S, Reading
 from serve_app.node_metrics import Snapshot, parse
-from serve_app.stage_figures import StageReport
+from serve_app.stage_figures import NodeState, StageReport
 from serve_app.stage_report import build_report, percentile
 from tests.metrics_page import page
 
@@ -27,6 +28,7 @@ class Replica:
         self._stage = stage
         self.lane = LaneTally()
         self.batches = BatchTally(stage)
+        self.began_at_s = 0.0
         self.lived_s = 0.0
         self.busy_s = 0.0
         self.cpu_s = 0.0
@@ -37,6 +39,7 @@ class Replica:
     def _read(self) -> Iterator[Reading]:
         yield from self.lane.read()
         yield telemetry.REPLICA_SECONDS, (self._stage,), self.lived_s
+        yield telemetry.REPLICA_STARTED, (self._stage,), self.began_at_s
         yield telemetry.REPLICA_CPU, (self._stage,), self.cpu_s
         batches = [reading for reading in self.batches.read() if reading[0] is not telemetry.REPLICA_BUSY]
         yield from (reading for reading in batches if reading[2])
@@ -44,7 +47,8 @@ class Replica:
 
 
 def snapshot(at_s: float, *replicas: Replica) -> Snapshot:
-    return Snapshot(at_s, parse("# TYPE ray_other counter\nray_other 5\n" + "".join(one.page() for one in replicas)))
+    page_of_all = "# TYPE ray_other counter\nray_other 5\n" + "".join(one.page() for one in replicas)
+    return Snapshot(at_s, parse(page_of_all), taken_at_unix_s=at_s)
 
 
 def stages_of(report_stages: tuple[StageReport, ...]) -> Mapping[str, StageReport]:
@@ -67,7 +71,7 @@ def test_every_stage_of_the_lane_is_reported_even_where_nothing_was_asked() -> N
 
 def test_counts_and_sums_add_up_over_replicas_and_branches() -> None:
     first, second = Replica("Ingress", "ingress", "a"), Replica("Ingress", "ingress", "b")
-    first.lived_s, second.lived_s = 10.0, 4.0
+    first.began_at_s, second.began_at_s = 40.0, 46.0
     call(first, "search", 1.0, "vector", batch_size=4)
     call(second, "search", 2.0, "vector", batch_size=8)
     call(second, "search", 6.0, "text", batch_size=3)
@@ -107,6 +111,42 @@ def test_a_replica_that_came_in_the_window_counts_with_all_it_did() -> None:
     report = build_report(snapshot(2.0, old, new), before)
     assert stages_of(report.stages)["rerank"].rate_per_s == 0.5
     assert report.deployments[0].replicas == 2
+
+
+def test_the_time_since_the_start_is_that_of_all_replicas_there_were() -> None:
+    gone, here = Replica("Ingress", "ingress", "gone"), Replica("Ingress", "ingress", "here")
+    gone.began_at_s, gone.lived_s = 100.0, 30.0
+    here.began_at_s, here.lived_s = 130.0, 10.0
+    for replica in (gone, here):
+        call(replica, "rerank", 0.25)
+    report = build_report(snapshot(140.0, gone, here))
+    assert report.window_s == 40.0
+    assert stages_of(report.stages)["rerank"].rate_per_s == 2 / 40
+
+
+def test_a_node_that_did_not_answer_at_first_adds_nothing_to_the_window_and_is_named() -> None:
+    here, there = Replica("Ingress", "ingress", "here"), Replica("Ingress", "ingress", "there")
+    for replica in (here, there):
+        call(replica, "embed", 1.0)
+    answered, silent = NodeState("a", "10.0.0.1", 1, "", None), NodeState("b", "10.0.0.2", 1, "timed out", None)
+    before = Snapshot(0.0, parse(here.page(), "a"), (answered, silent))
+    call(here, "embed", 1.0)
+    now = Snapshot(2.0, [*parse(here.page(), "a"), *parse(there.page(), "b")], (answered, replace(silent, error="")))
+    report = build_report(now, before)
+    embed = stages_of(report.stages)["embed"]
+    assert (embed.rate_per_s, embed.count) == (0.5, 3)
+    assert [node.error for node in report.nodes] == ["", "timed out"]
+
+
+def test_a_page_that_lacks_part_of_what_a_replica_counts_is_read_all_the_same() -> None:
+    ingress = Replica("Ingress", "ingress", "a")
+    call(ingress, "embed", 1.0)
+    ingress.batches.add([8], 0.1)
+    ingress.lived_s = 1.0
+    whole = ingress.page().splitlines(keepends=True)
+    for lines in range(len(whole)):
+        build_report(Snapshot(1.0, parse("".join(whole[:lines]))))
+        build_report(Snapshot(1.0, parse("".join(whole[lines:]))))
 
 
 def test_a_deployment_whose_replicas_are_gone_is_not_reported() -> None:
@@ -150,7 +190,7 @@ def test_batches_are_described_where_a_deployment_makes_them() -> None:
         replica.lived_s = 10.0
     embedder.batches.add([8, 24], 0.1)
     embedder.batches.add([16], 0.1)
-    by_name = {one.deployment: one for one in build_report(snapshot(0.0, embedder, retriever, ingress)).deployments}
+    by_name = {one.deployment: one for one in build_report(snapshot(10.0, embedder, retriever, ingress)).deployments}
     described = by_name["Embedder"]
     assert described.rows_per_batch == 1.5
     assert described.tokens_per_s == pytest.approx(4.8)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from deployments import telemetry
 from deployments.contracts import StageTiming, Usage
+from deployments.errors import DeadlineExceeded, EngineDead, EngineFailed
 from deployments.tally import BatchTally, BusyClock, DropTally, LaneTally, Latency, RequestTally
 from deployments.telemetry import BOUNDS_S, LE_LABELS, METRICS, STAGE, Metric, Reading
 
@@ -79,12 +80,17 @@ def test_the_first_word_and_the_gaps_after_it_are_counted_apart() -> None:
     assert value(readings, telemetry.TOKENS, "llm", "out") == 3
 
 
-def test_degraded_stages_are_counted_each() -> None:
+def test_degraded_stages_are_counted_each_by_reason() -> None:
     tally = LaneTally()
-    tally.degraded(("rewrite", "rerank"))
-    tally.degraded(("rerank",))
-    tally.degraded(())
-    assert {labels: count for _, labels, count in tally.read()} == {("rerank",): 2, ("rewrite",): 1}
+    tally.degraded({"rewrite": EngineFailed.reason, "rerank": DeadlineExceeded.reason})
+    tally.degraded({"rerank": DeadlineExceeded.reason})
+    tally.degraded({"rerank": EngineDead.reason})
+    tally.degraded({})
+    assert {labels: count for _, labels, count in tally.read()} == {
+        ("rewrite", "failed"): 1,
+        ("rerank", "expired"): 2,
+        ("rerank", "unavailable"): 1,
+    }
 
 
 def test_requests_are_counted_by_endpoint_and_outcome() -> None:

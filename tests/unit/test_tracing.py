@@ -248,10 +248,11 @@ class TestRefusalsAndFailures:
         await fakes.generator.begun.wait()
         assert (await room.client.post("/v1/search", json=SEARCH)).status_code == 429
         (request,) = room.finished()
+        assert request.name == "POST /v1/search"
         assert attributes_of(request)["raglane.outcome"] == "shed"
         assert attributes_of(request)["http.response.status_code"] == 429
         inside.hang_up()
-        await asyncio.wait_for(inside.served, 5)
+        await asyncio.wait_for(inside.served, 60)
 
     async def test_an_error_of_the_server_marks_the_span_of_the_request(self, fakes: FakeServices, room: Room) -> None:
         fakes.embedder.faults.error = ValueError("unforeseen")
@@ -409,7 +410,8 @@ class Collector:
 
 
 @pytest.fixture
-def collector() -> Iterator[Collector]:
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
     collector = Collector()
     thread = threading.Thread(target=collector.server.serve_forever)
     thread.start()

@@ -71,6 +71,32 @@ def test_a_failure_is_tried_again_later_and_later() -> None:
     assert maintained_at(scenario, failing=2) == [2.0, 6.0, 14.0]
 
 
+def test_what_a_retry_replaced_is_removed_later_as_well() -> None:
+    async def scenario(upkeep: Upkeep) -> None:
+        upkeep.committed("docs", behind=False)
+        await asyncio.sleep(5000)
+
+    assert maintained_at(scenario, failing=2) == [2.0, 6.0, 14.0, 616.0]
+
+
+def test_what_an_earlier_writer_left_undone_is_done_at_once_and_later_what_that_replaced_is_removed() -> None:
+    async def scenario(upkeep: Upkeep) -> None:
+        upkeep.catch_up("docs")
+        await asyncio.sleep(5000)
+
+    assert maintained_at(scenario) == [0.0, 602.0]
+
+
+def test_what_an_earlier_writer_left_undone_waits_for_documents_on_their_way() -> None:
+    async def scenario(upkeep: Upkeep) -> None:
+        with upkeep.on_their_way("docs"):
+            upkeep.catch_up("docs")
+            await asyncio.sleep(9)
+        await asyncio.sleep(100)
+
+    assert maintained_at(scenario) == [10.0]
+
+
 def test_nothing_is_planned_after_closing() -> None:
     async def scenario(upkeep: Upkeep) -> None:
         upkeep.committed("docs", behind=False)

@@ -15,16 +15,25 @@ from pydantic import ValidationError
 
 from deployments.contracts import GenerateRequest, GenerationOptions, Usage
 from deployments.errors import ConfigError, EngineFailed, InputTooLong, InvalidInput, Overloaded, StageError
+from deployments.prompts import Messages
 from deployments.token_counting import CONVERSATION_OVERHEAD_TOKENS, MESSAGE_OVERHEAD_TOKENS, TokenCounter
 from deployments.vllm_generator import ONE_PROCESS, VllmConfig, build_token_counter, to_llm_fields
 from deployments.vllm_protocol import (
+    fold_system,
     parse_events,
     to_chat_fields,
     to_finish_reason,
     to_stage_error,
     too_long,
 )
-from tests.tiny_llm import END_OF_TURN, START_OF_TURN, make_tiny_llm, train_tokenizer
+from tests.tiny_llm import (
+    CHAT_TEMPLATE,
+    END_OF_TURN,
+    REFUSING_SYSTEM,
+    START_OF_TURN,
+    make_tiny_llm,
+    train_tokenizer,
+)
 
 MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who built the bridge?"})
 
@@ -78,6 +87,15 @@ class TestWireFormat:
         assert fields["seed"] == 0
         assert (fields["max_completion_tokens"], fields["top_p"], fields["stop"]) == (9, 0.5, ["\n"])
         assert fields["request_id"] == "r-1"
+
+    def test_a_folded_system_message_begins_the_user_s(self) -> None:
+        assert fold_system(MESSAGES) == ({"role": "user", "content": "Be brief.\n\nWho built the bridge?"},)
+        later = ({"role": "assistant", "content": "Nobody."}, {"role": "user", "content": "When?"})
+        assert fold_system((*MESSAGES, *later))[1:] == later
+
+    @pytest.mark.parametrize("messages", [MESSAGES[1:], MESSAGES[:1]])
+    def test_without_a_system_message_before_another_there_is_nothing_to_fold(self, messages: Messages) -> None:
+        assert fold_system(messages) == messages
 
     @pytest.mark.parametrize("schema", [{"type": "object"}, {}])
     def test_a_json_schema_goes_out_as_the_response_format(self, schema: dict[str, Any]) -> None:
@@ -230,11 +248,19 @@ class TestConfig:
             ({"accelerator": "gpu", "cpu_threads": 2}, "cpu_threads"),
             ({"cpu_threads": 0}, "cpu_threads"),
             ({"engine_kwarg": {}}, "engine_kwargs"),
+            ({"model_source": "s3://bucket/model"}, "tokenizer_source"),
         ],
     )
     def test_contradictions_are_refused_with_the_key_to_change(self, fields: dict[str, Any], complaint: str) -> None:
         with pytest.raises(ValidationError, match=complaint):
             VllmConfig(model_id="tiny", **fields)
+
+    def test_beside_a_model_at_a_uri_the_tokenizer_has_a_place_of_its_own(self, model: Path) -> None:
+        config = VllmConfig(model_id="tiny", model_source="s3://bucket/model", tokenizer_source=str(model))
+
+        assert to_llm_fields(config)["model_loading_config"]["model_source"] == "s3://bucket/model"
+        assert to_llm_fields(config)["engine_kwargs"]["tokenizer"] == str(model)
+        assert build_token_counter(config).count("Who built the bridge?") > 0
 
     def test_every_field_is_described(self) -> None:
         assert [name for name, field in VllmConfig.model_fields.items() if not field.description] == []
@@ -277,6 +303,14 @@ class TestTokenCounter:
         assert build_token_counter(config).count_messages(MESSAGES) == len(
             train_tokenizer().encode(f"Be brief.!!{END_OF_TURN}").ids
         )
+
+    def test_a_template_that_refuses_a_system_message_takes_the_folded_one(self, model: Path) -> None:
+        counter = TokenCounter(str(model), chat_template=REFUSING_SYSTEM + CHAT_TEMPLATE)
+        (folded,) = fold_system(MESSAGES)
+        prompt = f"{START_OF_TURN}user\n{folded['content']}{END_OF_TURN}\n{START_OF_TURN}assistant\n"
+
+        assert counter.count_messages([folded]) == len(train_tokenizer().encode(prompt).ids)
+        assert counter.count_messages(MESSAGES) >= counter.count_messages([folded])
 
     @pytest.mark.parametrize("template", [None, "{% generation %}", "{{ raise_exception('no system role') }}"])
     def test_without_a_usable_template_the_count_is_an_upper_bound(self, tmp_path: Path, template: str | None) -> None:
