@@ -1,7 +1,8 @@
-"""`python -m benchmarks.lane_cost`: what one answer and one search cost the ingress beside their stages.
+"""`python -m benchmarks.lane_cost`: what one answer and one search cost the ingress beside their stages and hops.
 
 The HTTP room and the lane run in this process over stages that answer at once; there is no server, no Ray and no
-client, so the time is what Python computes for one request. A median of some hundred requests of a millisecond each can
+client, so the time is what Python computes for one request; what a hop pays to send a search's passages and to receive
+them is timed apart. A median of some hundred requests of a millisecond each can
 be told to a few percent even on a machine that is too busy to measure any throughput on.
 """
 
@@ -10,10 +11,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import pickle
 import sys
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import quantiles
 from typing import Any, cast
@@ -55,7 +58,10 @@ REQUESTS: Mapping[str, Mapping[str, Any]] = {
     "/v1/answers": {"question": QUESTION, "collection": "docs", "cache": False},
     "/v1/search": {"query": QUESTION, "collection": "docs"},
 }
-WARMUP_REQUESTS = 20
+# What a hop does with the passages of one search.
+SENT = "pickle a search's passages"
+RECEIVED = "unpickle them"
+WARMUP_TIMES = 20
 _INSTANT = StageTiming()
 
 
@@ -112,35 +118,51 @@ class InstantStages:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds of one request to `path`: the median and the quarter's bounds around it."""
+    """Seconds that `what` takes once, a request to a path or a part of a hop: the median and the quarter's bounds."""
 
-    path: str
-    num_requests: int
+    what: str
+    num_times: int
     p25_s: float
     p50_s: float
     p75_s: float
 
 
 def measure(stages: InstantStages, seconds: float) -> list[Cost]:
-    """The cost of each of REQUESTS, asked one after the other for so long. Raises RuntimeError where one fails."""
+    """The cost of each of REQUESTS and of each part of a hop, each done again and again for so long. Raises
+    RuntimeError where a request fails."""
     api = create_api(stages.services())
 
     async def run() -> list[Cost]:
         costs = []
         for path, body in REQUESTS.items():
-            encoded = json.dumps(body).encode()
-            for _ in range(WARMUP_REQUESTS):
-                await _request(api, path, encoded)
-            taken: list[float] = []
-            ends_at = time.perf_counter() + seconds
-            while len(taken) < 2 or time.perf_counter() < ends_at:
-                started = time.perf_counter()
-                await _request(api, path, encoded)
-                taken.append(time.perf_counter() - started)
-            costs.append(Cost(path, len(taken), *quantiles(taken, n=4, method="inclusive")))
+            ask = partial(_request, api, path, json.dumps(body).encode())
+            costs.append(await _cost(path, ask, seconds))
+        found = (await stages.search(SearchRequest("docs", k=sys.maxsize), budget_s=60.0)).value
+        pickled = pickle.dumps(found, pickle.HIGHEST_PROTOCOL)
+
+        async def send() -> None:
+            pickle.dumps(found, pickle.HIGHEST_PROTOCOL)
+
+        async def receive() -> None:
+            pickle.loads(pickled)
+
+        costs.append(await _cost(SENT, send, seconds))
+        costs.append(await _cost(RECEIVED, receive, seconds))
         return costs
 
     return asyncio.run(run())
+
+
+async def _cost(what: str, do: Callable[[], Awaitable[None]], seconds: float) -> Cost:
+    for _ in range(WARMUP_TIMES):
+        await do()
+    taken: list[float] = []
+    ends_at = time.perf_counter() + seconds
+    while len(taken) < 2 or time.perf_counter() < ends_at:
+        started = time.perf_counter()
+        await do()
+        taken.append(time.perf_counter() - started)
+    return Cost(what, len(taken), *quantiles(taken, n=4, method="inclusive"))
 
 
 async def _request(api: Any, path: str, body: bytes) -> None:
@@ -206,10 +228,10 @@ def _result(options: argparse.Namespace) -> dict[str, Any]:
 
 def _table(result: Mapping[str, Any]) -> Table:
     title = f"{result['candidates']} passages of {result['passage_chars']} characters"
-    table = Table(title, "requests", "p25 µs", "p50 µs", "p75 µs")
+    table = Table(title, "times", "p25 µs", "p50 µs", "p75 µs")
     for cost in result["costs"]:
         times = (f"{1e6 * cost[name]:.0f}" for name in ("p25_s", "p50_s", "p75_s"))
-        table.add_row(cost["path"], str(cost["num_requests"]), *times)
+        table.add_row(cost["what"], str(cost["num_times"]), *times)
     return table
 
 
@@ -217,7 +239,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lane_cost", description=__doc__)
     parser.add_argument("--candidates", type=count, default=50, help="passages that a search finds (default: 50)")
     parser.add_argument("--chars", type=count, default=1500, help="characters of a passage (default: 1500)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long each path is asked (default: 10)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long each is done (default: 10)")
     parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/lane-cost-UTC.json)")
     return parser.parse_args(arguments)
 

@@ -1,24 +1,25 @@
 """What the stages say to each other: the records that cross processes and the four verbs of the lane.
 
-Only plain frozen dataclasses, strings, numbers and float32 arrays travel; no framework type ever does.
+Only frozen records, strings, numbers and float32 arrays travel; no framework type ever does. An answer makes hundreds
+of the records, so they are msgspec's structs, made and pickled in a fraction of a dataclass' time; those that the
+OpenAPI document describes are dataclasses, which Pydantic reads.
 Durations are float seconds, measured with a monotonic clock where the work happens.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from operator import attrgetter
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from deployments.errors import StageError
 
 Value = TypeVar("Value")
 Request = TypeVar("Request")
-Message = TypeVar("Message")
 Vector = NDArray[np.float32]
 
 Stage = Literal["parse", "rewrite", "embed", "search", "rerank", "context", "generate"]
@@ -30,24 +31,7 @@ Priority = Literal["interactive", "bulk"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "bulk")
 
 
-def compact(cls: type[Message]) -> type[Message]:
-    """A dataclass whose instances are pickled as their fields' values in order.
-
-    What dataclasses bring for pickling looks the fields up anew for every instance: half of the time that it takes to
-    send a search's hundred passages to another process.
-    """
-    values = attrgetter(*(field.name for field in fields(cls)))  # type: ignore[arg-type]
-
-    def reduce(self: Message) -> tuple[type[Message], tuple[Any, ...]]:
-        return cls, values(self)
-
-    cls.__reduce__ = reduce  # type: ignore[assignment, method-assign]
-    return cls
-
-
-@compact
-@dataclass(frozen=True, slots=True)
-class StageTiming:
+class StageTiming(Struct, frozen=True):
     """Where a stage's time went, seen from inside the stage.
 
     `batch_wait_s` runs from the item's arrival in the replica until its (first) batch starts and between its batches;
@@ -59,27 +43,21 @@ class StageTiming:
     batch_size: int = 1
 
 
-@compact
-@dataclass(frozen=True, slots=True)
-class Timed(Generic[Value]):
+class Timed(Struct, Generic[Value], frozen=True):
     """A value and the time it took, made together so that they can't be told apart later."""
 
     value: Value
     timing: StageTiming
 
 
-@compact
-@dataclass(frozen=True, slots=True)
-class Call(Generic[Request]):
+class Call(Struct, Generic[Request], frozen=True):
     """One item of a coalesced hop: a request and the seconds that its deadline leaves it."""
 
     request: Request
     budget_s: float
 
 
-@compact
-@dataclass(frozen=True, slots=True)
-class Outcome(Generic[Value]):
+class Outcome(Struct, Generic[Value], frozen=True):
     """What became of one item of a coalesced hop: exactly one of `result` and `error` is set."""
 
     result: Timed[Value] | None = None
@@ -93,9 +71,7 @@ class Outcome(Generic[Value]):
         return self.result
 
 
-@compact
-@dataclass(frozen=True, slots=True)
-class EmbedRequest:
+class EmbedRequest(Struct, frozen=True):
     """Texts to embed together. `truncate=False` refuses texts longer than the model takes instead of cutting them.
 
     `model` is the configured model (`embedder.model`) whose vectors are wanted; an embedder of another one answers
@@ -109,9 +85,7 @@ class EmbedRequest:
     model: str = ""
 
 
-@compact
-@dataclass(frozen=True, slots=True)
-class Embeddings:
+class Embeddings(Struct, frozen=True):
     """`vectors` is (len(texts), dim) float32 with L2-normalised rows in the order of the texts; `num_tokens` their
     tokens together, special tokens included, padding not."""
 
@@ -119,8 +93,7 @@ class Embeddings:
     num_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingModel:
+class EmbeddingModel(Struct, frozen=True):
     """What callers need to know of the model that the embedder runs."""
 
     name: str
@@ -128,9 +101,7 @@ class EmbeddingModel:
     max_length_tokens: int
 
 
-@compact
-@dataclass(frozen=True, slots=True)
-class SearchRequest:
+class SearchRequest(Struct, frozen=True):
     """One search of one kind: `vector` needs `vector`, (dim,) float32 and L2-normalised; `text` needs `text`, for BM25.
 
     `filter` maps a field (`document_id`, `source`, `title` or a metadata key) to a value, a list of values, or an
@@ -147,9 +118,7 @@ class SearchRequest:
     embedding_model: str = ""
 
 
-@compact
-@dataclass(frozen=True, slots=True)
-class Passage:
+class Passage(Struct, frozen=True):
     """A retrieved chunk. `score` is what it was ordered by last: after a vector search the cosine, after a text search
     BM25, after `fuse` and `rerank` the blend.
 
@@ -186,9 +155,7 @@ class Passage:
         )
 
 
-@compact
-@dataclass(frozen=True, slots=True)
-class SearchResult:
+class SearchResult(Struct, frozen=True):
     """Passages by descending score, ties by id, and the version of the collection that they were read from.
 
     A collection's versions only grow; every commit makes a new one.
@@ -198,9 +165,7 @@ class SearchResult:
     version: int
 
 
-@compact
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Struct, frozen=True):
     """One text to be scored against a query; `id` names a stored passage, or is empty for an ad-hoc text."""
 
     text: str
@@ -208,9 +173,7 @@ class Candidate:
     title: str = ""
 
 
-@compact
-@dataclass(frozen=True, slots=True)
-class RerankRequest:
+class RerankRequest(Struct, frozen=True):
     """Candidates to score against one query. `query_vector` spares an embedding where the caller has it already."""
 
     query: str
@@ -220,9 +183,7 @@ class RerankRequest:
     priority: Priority = "interactive"
 
 
-@compact
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """A passage as the generator gets it, with the number under which the answer may cite it (from 1).
 
     Where neighbouring chunks of a document were merged, `passage` holds the text of them all and `parts` the stored
@@ -242,9 +203,7 @@ class Source:
         return self.parts or (self.passage,)
 
 
-@compact
-@dataclass(frozen=True, slots=True)
-class GenerationOptions:
+class GenerationOptions(Struct, frozen=True):
     """Sampling options; None leaves the choice to the generator's own default. What is written under `json_schema` is
     JSON that the schema allows; only a language model can do that."""
 
@@ -256,9 +215,7 @@ class GenerationOptions:
     json_schema: Mapping[str, Any] | None = None
 
 
-@compact
-@dataclass(frozen=True, slots=True)
-class GenerateRequest:
+class GenerateRequest(Struct, frozen=True):
     """Everything either kind of generator needs: an LLM reads `messages`, the extractive answerer the rest.
 
     `messages` are OpenAI-style role and content pairs; `budget_s` is what the deadline leaves.
@@ -274,8 +231,7 @@ class GenerateRequest:
     budget_s: float = 60.0
 
 
-@compact
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens read and written by the generator, counted by its own tokenizer."""
 
@@ -283,16 +239,13 @@ class Usage:
     completion_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(Struct, frozen=True):
     """The next piece of the answer's text, in order."""
 
     text: str
 
 
-@compact
-@dataclass(frozen=True, slots=True)
-class Generated:
+class Generated(Struct, frozen=True):
     """The last event of every generation that did not fail.
 
     `confidence` is how well the sources answer the question, 0 to 1, where the generator can tell.
@@ -308,8 +261,7 @@ class Generated:
 GenerationEvent = Delta | Generated
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(Struct, frozen=True):
     """A text to be indexed. The same `id` again replaces the document; metadata values are scalars."""
 
     id: str
@@ -319,8 +271,7 @@ class Document:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredDocument:
+class StoredDocument(Struct, frozen=True):
     """A document as the store holds it."""
 
     document: Document
@@ -328,7 +279,7 @@ class StoredDocument:
     indexed_at: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class RejectedDocument:
     """A document that was not indexed, and why."""
 
@@ -336,8 +287,7 @@ class RejectedDocument:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class IndexReport:
+class IndexReport(Struct, frozen=True):
     """What one indexing call did. Every document it was given is either indexed or rejected."""
 
     indexed: tuple[str, ...]
@@ -348,7 +298,7 @@ class IndexReport:
     rejected: tuple[RejectedDocument, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class CollectionInfo:
     """A collection and what it holds. `index_coverage` maps each index to the share of the chunks that it covers."""
 
@@ -357,7 +307,7 @@ class CollectionInfo:
     num_chunks: int
     embedding_model: str
     dim: int
-    index_coverage: Mapping[str, float] = field(default_factory=dict)
+    index_coverage: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Embeds(Protocol):

@@ -7,10 +7,11 @@ import contextvars
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 from pydantic import Field
 
 from deployments.byte_lru import ByteLru

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from deployments.parsing import AUXILIARIES, FUNCTION_WORDS, word_set
 
 WORD = re.compile(r"[^\W_](?:[\w'’&./-]*\w)?")
@@ -65,19 +67,15 @@ def content_words(text: str) -> list[str]:
     return [word for match in WORD.finditer(text) if word_key(word := match[0]) not in FUNCTION_WORDS]
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
-    """`breaks` tells whether punctuation parts the word from the one before it."""
+class Word(Struct, frozen=True):
+    """`key` is `word_key` of the text; `breaks` tells whether punctuation parts the word from the one before it."""
 
     text: str
+    key: str
     start: int
     end: int
     breaks: bool
     opens_sentence: bool
-
-    @property
-    def key(self) -> str:
-        return word_key(self.text)
 
     @property
     def is_possessive(self) -> bool:
@@ -109,7 +107,9 @@ def split_words(text: str) -> list[Word]:
         if words and "." in gap and _is_abbreviation(words[-1].text):
             gap = gap.replace(".", "", 1)
         opens_sentence = not words or any(mark in gap for mark in ".?!:")
-        words.append(Word(match[0], *match.span(), gap.strip() not in ("", "&", "'", "’"), opens_sentence))
+        words.append(
+            Word(match[0], word_key(match[0]), *match.span(), gap.strip() not in ("", "&", "'", "’"), opens_sentence)
+        )
     return words
 
 

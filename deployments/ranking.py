@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -79,8 +80,14 @@ def fuse(
     if patterns:
         for name, passage in passages.items():
             fused[name] += config.phrase_weight * _holds_all(passage, patterns)
-    best = sorted(passages, key=lambda name: (-fused[name], name))[:limit]
-    return [passages[name].scored(fused[name]) for name in best]
+    return [passages[name].scored(fused[name]) for name in _best_first(fused)[:limit]]
+
+
+def _best_first(scores: Scores) -> list[str]:
+    """The names by descending score, ties by name. Two stable sorts by plain keys are faster than one by pairs."""
+    ordered = sorted(scores)
+    ordered.sort(key=scores.__getitem__, reverse=True)
+    return ordered
 
 
 def _join(parts: Sequence[Hits], config: FusionConfig) -> Scores:
@@ -89,47 +96,54 @@ def _join(parts: Sequence[Hits], config: FusionConfig) -> Scores:
     weights = [by_kind[hits.kind] for hits in parts]
     # Where only searches without weight found something, their order is all there is.
     total_weight = sum(weights) or sum(weights := [1.0] * len(parts))
-    joined = dict.fromkeys((passage.id for hits in parts for passage in hits.passages), 0.0)
+    joined: Scores = {}
+    # What a passage has that no search so far returned.
+    nowhere = 0.0
     for hits, weight in zip(parts, weights, strict=True):
         scores, unseen = _scaled(hits.passages) if config.method == "scores" else _reciprocal_ranks(hits.passages)
-        unseen = min(unseen, 0.0) if hits.complete else unseen
         share = weight / total_weight
-        for name in joined:
-            joined[name] += share * scores.get(name, unseen)
+        missed = share * (min(unseen, 0.0) if hits.complete else unseen)
+        gained = {passage.id: share * score for passage, score in zip(hits.passages, scores, strict=True)}
+        for name in joined.keys() - gained.keys():
+            joined[name] += missed
+        for name, gain in gained.items():
+            joined[name] = joined.get(name, nowhere) + gain
+        nowhere += missed
     return joined
 
 
-def _scaled(passages: Sequence[Passage]) -> tuple[Scores, float]:
+def _scaled(passages: Sequence[Passage]) -> tuple[list[float], float]:
     """Scores divided by the best, and what a passage that was not returned is worth."""
-    best = max(abs(passage.score) for passage in passages) or 1.0
-    scores = {passage.id: passage.score / best for passage in passages}
-    return scores, _unseen(scores)
+    scores = [passage.score for passage in passages]
+    best = max(max(scores), -min(scores)) or 1.0
+    scaled = [score / best for score in scores]
+    return scaled, _unseen(scaled)
 
 
-def _unseen(scores: Scores) -> float:
+def _unseen(scores: Iterable[float]) -> float:
     """What a passage without a score is worth beside these."""
-    last = min(scores.values(), default=0.0)
+    last = min(scores, default=0.0)
     return min(last, UNSEEN_SHARE * last)
 
 
-def _reciprocal_ranks(passages: Sequence[Passage]) -> tuple[Scores, float]:
+def _reciprocal_ranks(passages: Sequence[Passage]) -> tuple[list[float], float]:
     """(k + 1) / (k + rank), so that the first passage has 1; what was not returned has nothing."""
-    return {p.id: (RANK_CONSTANT + 1) / (RANK_CONSTANT + rank) for rank, p in enumerate(passages, start=1)}, 0.0
+    return [(RANK_CONSTANT + 1) / (RANK_CONSTANT + rank) for rank in range(1, len(passages) + 1)], 0.0
 
 
 def _add_sub_queries(joined: Mapping[int, Scores], config: FusionConfig) -> Scores:
     """The question's scores, and for each passage the bonus of the sub-query that ranks it best."""
     question = joined.get(0, {})
-    unseen = _unseen(question)
-    bonus: Scores = {}
+    best_ranks: dict[str, int] = {}
     for query, scores in joined.items():
         if query != 0:
-            for rank, name in enumerate(sorted(scores, key=lambda name: (-scores[name], name)), start=1):
-                bonus[name] = max(bonus.get(name, 0.0), rank**-2)
-    return {
-        name: question.get(name, unseen) + config.sub_query_weight * bonus.get(name, 0.0)
-        for name in question.keys() | bonus.keys()
-    }
+            for rank, name in enumerate(_best_first(scores), start=1):
+                best_ranks[name] = min(rank, best_ranks.get(name, rank))
+    unseen = _unseen(question.values())
+    fused = dict(question)
+    for name, rank in best_ranks.items():
+        fused[name] = fused.get(name, unseen) + config.sub_query_weight * rank**-2
+    return fused
 
 
 def _holds_all(passage: Passage, phrases: Sequence[re.Pattern[str]]) -> bool:
@@ -159,4 +173,6 @@ def blend(passages: Sequence[Passage], rerank_scores: Vector, weight: float, lim
 
 def _ranked(passages: Sequence[Passage], scores: Vector) -> list[tuple[float, Passage]]:
     """Each passage with its score, the best first; ties by id."""
-    return sorted(zip(scores.tolist(), passages, strict=True), key=lambda one: (-one[0], one[1].id))
+    pairs = sorted(zip(scores.tolist(), passages, strict=True), key=lambda pair: pair[1].id)
+    pairs.sort(key=itemgetter(0), reverse=True)
+    return pairs

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+
+from msgspec.structs import asdict
 
 from deployments.citations import CitationFilter, cited_sources
 from deployments.context import NOT_FOUND, ContextBuilder

@@ -7,7 +7,9 @@ import math
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from deployments.contracts import Delta, Generated, GenerateRequest, Generates
 from deployments.errors import DeadlineExceeded, EngineFailed, StageError

@@ -12,10 +12,11 @@ import operator
 import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from deployments.context import NOT_FOUND
 from deployments.contracts import (

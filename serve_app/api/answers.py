@@ -58,7 +58,7 @@ async def _frames(first: SourcesChosen, events: AsyncGenerator[AnswerEvent], req
     yield event_frame("sources", {"sources": sources, "request_id": request_id})
     async for event in events:
         if isinstance(event, Delta):
-            yield event_frame("token", event)
+            yield event_frame("token", {"text": event.text})
         elif isinstance(event, Answered):
             yield event_frame("done", AnswerEnd.of(event, request_id))
 

@@ -6,11 +6,11 @@ import asyncio
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from deployments.contracts import (
     Call,

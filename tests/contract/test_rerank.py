@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from deployments.contracts import Candidate, Document, EmbedRequest, Passage, RerankRequest, Reranks, SearchRequest
 from deployments.embedder import Embedder

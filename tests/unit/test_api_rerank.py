@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from deployments.contracts import RerankRequest, Timed, Vector
 from serve_app.api.services import HttpConfig

