@@ -1,9 +1,9 @@
 """`python -m benchmarks.lane_cost`: what one answer and one search cost the ingress beside their stages and hops.
 
 The HTTP room and the lane run in this process over stages that answer at once; there is no server, no Ray and no
-client, so the time is what Python computes for one request; what a hop pays to send a search's passages and to receive
-them is timed apart. A median of some hundred requests of a millisecond each can
-be told to a few percent even on a machine that is too busy to measure any throughput on.
+client, so the time is what Python computes for one request. What a hop pays to send a search's passages, and to receive
+them, is timed apart. A median of some hundred requests of a millisecond each can be told to a few percent even on a
+machine that is too busy to measure any throughput on.
 """
 
 from __future__ import annotations
