@@ -107,9 +107,8 @@ def split_words(text: str) -> list[Word]:
         if words and "." in gap and _is_abbreviation(words[-1].text):
             gap = gap.replace(".", "", 1)
         opens_sentence = not words or any(mark in gap for mark in ".?!:")
-        words.append(
-            Word(match[0], word_key(match[0]), *match.span(), gap.strip() not in ("", "&", "'", "’"), opens_sentence)
-        )
+        breaks = gap.strip() not in ("", "&", "'", "’")
+        words.append(Word(match[0], word_key(match[0]), *match.span(), breaks, opens_sentence))
     return words
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from deployments.context import ContextBuilder, ContextConfig
-from deployments.contracts import Document, SearchMode, SearchRequest, SearchResult, StageTiming, Timed
+from deployments.contracts import SearchMode, SearchRequest, SearchResult, StageTiming, Timed
 from deployments.llm_rewriting import LlmRewritingConfig, Rewritten
 from deployments.rewriting import RewritingConfig
 from serve_app.lane_config import LaneConfig
@@ -26,6 +26,7 @@ from tests.fakes import (
     Faults,
     count_tokens,
 )
+from tests.lane import DOCUMENTS
 from tests.virtual_time import timed
 
 EMBED_S, VECTOR_S, TEXT_S, REWRITE_S, RERANK_S, GENERATE_S = 3.0, 2.0, 4.0, 5.0, 1.0, 6.0
@@ -33,11 +34,6 @@ TOLERANCE = 0.10
 
 SIMPLE = "What pulls the tides of the sea?"
 COMPARISON = "Which is heavier, iron or honey?"
-DOCUMENTS = (
-    Document("tides", "The moon pulls the tides of the sea."),
-    Document("bees", "Bees make honey from nectar."),
-    Document("iron", "Iron rusts in moist air."),
-)
 
 
 class DelayedRetriever(FakeRetriever):
